@@ -1,0 +1,43 @@
+# Every target sets up what it needs; a second call does not install again.
+PYTHON ?= python3
+ARGS ?=
+PY := .venv/bin/python
+STAMP := .venv/.installed
+USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup mnist test lint bench
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Options: PYTHON=python3.12 picks the interpreter, ARGS='rounds=3' goes to the run or to pytest."
+
+setup: $(STAMP) ## create .venv and install FedIPFS with its tested dependencies
+	@echo "Ready: .venv/bin/fedipfs"
+
+mnist: $(STAMP) ## train MNIST over ten clients
+	@$(PY) -m fedipfs.server +experiment=mnist $(ARGS)
+
+test: $(STAMP) ## run the whole test suite
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff (rules and format), then mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: $(STAMP) ## run every benchmark in turn
+	@failed=; for file in benchmarks/[a-z]*.py; do \
+	  echo "== $$file"; $(PY) $$file || failed="$$failed $$file"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+# The stamp is removed first and written last, so an install that broke off is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "FedIPFS needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make PYTHON=python3.11 ..." >&2; \
+	  exit 1; }
+	@rm -f $@
+	@echo "Installing into .venv (a few minutes the first time) ..."
+	@$(PY) -c '$(USABLE)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,291 @@
+"""`fedipfs store`: look into, fill and tend a block store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from fedipfs.cli.base import Commands, json_option, print_json
+from fedipfs.errors import StoreError
+
+if TYPE_CHECKING:
+    from fedipfs.ipld import CID
+    from fedipfs.store import FolderStore
+
+
+@click.group("store", cls=Commands)
+def commands() -> None:
+    """Look into, fill and tend a block store.
+
+    The store is a folder: --store PATH, else $FEDIPFS_STORE, else runs/store. FILE may be - for
+    standard input.
+    """
+
+
+class CidType(click.ParamType):
+    """A CID; anything else is a usage error that names it."""
+
+    name = "cid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CID:
+        """The CID that `value` is the text of."""
+        from fedipfs.errors import CidError
+        from fedipfs.ipld import CID
+
+        try:
+            return CID.parse(value)
+        except CidError as error:
+            self.fail(str(error), param, ctx)
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The --store option; the command gets it as `path`."""
+    return click.option(
+        "--store",
+        "path",
+        envvar="FEDIPFS_STORE",
+        default="runs/store",
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="The store's folder.",
+    )(command)
+
+
+def cid_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One CID."""
+    return click.argument("cid", type=CidType())(command)
+
+
+files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
+
+
+def open_folder(path: Path, *, create: bool = False) -> FolderStore:
+    """The store; what is put becomes durable by `flush`, once a command."""
+    from fedipfs.store import FolderStore
+
+    return FolderStore(str(path).removeprefix("folder:"), durable=False, create=create)
+
+
+@contextmanager
+def _source(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+    else:
+        with open(name, "rb") as file:
+            yield file
+
+
+@commands.command()
+@files_argument
+@store_option
+def add(files: tuple[str, ...], path: Path) -> None:
+    """Store each FILE, pin it, and print its CID."""
+    from fedipfs.ipld import unixfs
+    from fedipfs.store import dag
+
+    blocks = open_folder(path, create=True)
+    for name in files:
+        with _source(name) as stream:
+            cid = dag.add(blocks, unixfs.chunk(stream))
+        blocks.pin(cid, "stdin" if name == "-" else Path(name).name)
+        blocks.flush()
+        _print_cid(cid, name, files)
+
+
+@commands.command()
+@files_argument
+def cid(files: tuple[str, ...]) -> None:
+    """Print the CID of each FILE and store nothing."""
+    from fedipfs.ipld import unixfs
+
+    for name in files:
+        with _source(name) as stream:
+            _print_cid(unixfs.cid_of(stream), name, files)
+
+
+def _print_cid(cid: CID, name: str, files: tuple[str, ...]) -> None:
+    click.echo(f"{cid}  {name}" if len(files) > 1 else str(cid))
+
+
+@commands.command()
+@cid_argument
+@store_option
+def cat(cid: CID, path: Path) -> None:
+    """Write the file behind a CID to standard output, every byte checked.
+
+    A record is written as JSON, its links as {"/": "CID"}.
+    """
+    from fedipfs.ipld import DAG_CBOR, dagjson
+    from fedipfs.store import dag
+
+    blocks = open_folder(path)
+    if cid.codec == DAG_CBOR:
+        print_json(dagjson.view(dag.get_record(blocks, cid)))
+        return
+    for piece in dag.cat(blocks, cid):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+@commands.command()
+@store_option
+@json_option
+def stat(path: Path, as_json: bool) -> None:
+    """Count blocks, bytes and pins."""
+    from fedipfs.observe.summary import align, size
+
+    found = open_folder(path).stat()
+    values = {"blocks": found.blocks, "bytes": found.bytes, "pins": found.pins}
+    if as_json:
+        print_json({"path": str(path), **values})
+        return
+    rows = [("store", str(path)), ("blocks", str(found.blocks))]
+    rows += [("bytes", f"{found.bytes} ({size(found.bytes)})"), ("pins", str(found.pins))]
+    click.echo("\n".join(align(rows)))
+
+
+@commands.command()
+@click.argument("cid", type=CidType(), required=False)
+@click.option("--pins", is_flag=True, help="List the pinned roots with their names.")
+@store_option
+@json_option
+def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
+    """List the store's blocks with their sizes in bytes, or what a CID links to."""
+    if cid is not None and pins:
+        raise click.UsageError("give a CID or --pins, not both")
+    from fedipfs.observe.summary import align
+
+    blocks = open_folder(path)
+    key = "name" if pins else "size"
+    rows: list[tuple[CID, str | int | None]]
+    if pins:
+        rows = list(sorted(blocks.pins().items()))
+    elif cid is not None:
+        from fedipfs.ipld import links
+
+        rows = [(link, _size(blocks, link)) for link in links(cid, blocks.get(cid))]
+    else:
+        rows = [(block, blocks.size(block)) for block in sorted(blocks)]
+    if as_json:
+        print_json([{"cid": str(item), key: value} for item, value in rows])
+    elif rows:
+        missing = "not in this store"
+        texts = [(str(item), missing if value is None else str(value)) for item, value in rows]
+        click.echo("\n".join(align(texts)))
+
+
+def _size(blocks: FolderStore, link: CID) -> int | None:
+    """Bytes of the file behind a link, of the block for a record, None for what is not there."""
+    from fedipfs.errors import BlockNotFound
+    from fedipfs.ipld import DAG_CBOR, unixfs
+
+    try:
+        return blocks.size(link) if link.codec == DAG_CBOR else unixfs.size(link, blocks.get)
+    except BlockNotFound:
+        return None
+
+
+@commands.command()
+@cid_argument
+@click.option("--name", default="", help="What the pin is for.")
+@store_option
+def pin(cid: CID, name: str, path: Path) -> None:
+    """Keep a CID and everything it links to from `gc`."""
+    blocks = open_folder(path)
+    blocks.pin(cid, name)
+    blocks.flush()
+
+
+@commands.command()
+@cid_argument
+@store_option
+def unpin(cid: CID, path: Path) -> None:
+    """Let `gc` remove a CID that was pinned."""
+    blocks = open_folder(path)
+    if cid not in blocks.pins():
+        raise StoreError(f"{cid} is not pinned in {path}: see 'fedipfs store ls --pins'")
+    blocks.unpin(cid)
+    blocks.flush()
+
+
+@commands.command()
+@click.option(
+    "--grace",
+    "grace_s",
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Keep blocks younger than this.",
+)
+@store_option
+def gc(grace_s: float, path: Path) -> None:
+    """Remove the blocks that no pin leads to."""
+    from fedipfs.observe.summary import size
+
+    report = open_folder(path).gc(grace_s)
+    if not report.complete:
+        raise StoreError(
+            f"nothing was removed: what {report.missing[0]} links to is unknown, as it is missing "
+            f"or damaged in {path}; import it again, or unpin what leads to it"
+        )
+    click.echo(f"removed {report.removed} blocks ({size(report.removed_bytes)})")
+
+
+@commands.command()
+@store_option
+def verify(path: Path) -> None:
+    """Read and check every block; list the damaged ones and exit with 2 if there are any."""
+    report = open_folder(path).verify()
+    for damaged in report.damaged:
+        click.echo(str(damaged))
+    if report.damaged:
+        raise StoreError(
+            f"{len(report.damaged)} of {report.blocks} blocks in {path} are damaged: delete their "
+            "files and add or import what they belong to again"
+        )
+    click.echo(f"{report.blocks} blocks, all whole")
+
+
+@commands.command()
+@cid_argument
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@store_option
+def export(cid: CID, file: Path, force: bool, path: Path) -> None:
+    """Write a CID and everything it links to into a CAR FILE."""
+    from fedipfs.store import dag
+
+    if file.exists() and not force:
+        raise click.UsageError(f"{file} exists: choose another name, or add --force")
+    blocks = open_folder(path)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            dag.export_car(blocks, [cid], stream)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@commands.command(name="import")
+@click.argument("file", type=click.Path(allow_dash=True))
+@store_option
+def import_(file: str, path: Path) -> None:
+    """Store the blocks of a CAR FILE, each checked; pin its roots and print their CIDs."""
+    from fedipfs.store import dag
+
+    blocks = open_folder(path, create=True)
+    with _source(file) as stream:
+        roots = dag.import_car(blocks, stream)
+    for root in roots:
+        blocks.pin(root, Path(file).name)
+    blocks.flush()
+    for root in roots:
+        click.echo(str(root))

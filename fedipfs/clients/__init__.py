@@ -1,0 +1,1 @@
+"""What runs beside the data: the ClientApp, its trainer, the resident worker."""

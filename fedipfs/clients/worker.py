@@ -1,0 +1,137 @@
+"""A resident worker: serves any number of clients, one message after another."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import random
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedipfs.errors import ConfigError
+from fedipfs.exchange import use_store
+from fedipfs.flower_compat import (
+    flower_logger,
+    message_from_bytes,
+    message_to_bytes,
+    records_from_bytes,
+    records_to_bytes,
+    set_identity,
+)
+from fedipfs.ipld import CID, dagcbor, unixfs
+from fedipfs.store import Store, dag, open_store
+
+
+def serve(options: Mapping[str, Any]) -> Callable[[bytes], bytes]:
+    """The function that answers requests (DAG-CBOR in, DAG-CBOR out).
+
+    `options`: `app` ("module:attribute" of a ClientApp), `store` (as for open_store), `run_id`,
+    `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them).
+    """
+    flower_logger().setLevel(logging.WARNING)
+    if options["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(options["threads"])
+    return _Worker(options).handle
+
+
+class _Worker:
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._store = open_store(options["store"])
+        self._app: ClientApp | None = None
+
+    def handle(self, request: bytes) -> bytes:
+        call = dagcbor.decode(request)
+        before = self._store.counters.copy()
+        message, state, error = None, None, None
+        try:
+            use_store(self._store)
+            message, state = self._call(call)
+        except Exception as problem:
+            logging.getLogger(__name__).debug(traceback.format_exc())
+            error = f"{type(problem).__name__}: {problem}"
+        after = self._store.counters
+        return dagcbor.encode(
+            {
+                "message": message,
+                "state": state,
+                "error": error,
+                "put": after.put_bytes - before.put_bytes,
+                "get": after.get_bytes - before.get_bytes,
+                "rss": _peak_rss(),
+            }
+        )
+
+    def _call(self, call: Mapping[str, Any]) -> tuple[bytes, CID | None]:
+        node, options = call["node"], self._options
+        set_identity(run_id=options["run_id"], node_id=node)
+        message = message_from_bytes(call["message"])
+        _seed_everything(options["seed"], node, message)
+        context = Context(
+            run_id=options["run_id"],
+            node_id=node,
+            node_config={
+                **options["node_config"],
+                "partition-id": call["partition"],
+                "num-partitions": call["partitions"],
+            },
+            state=_load_state(self._store, call["state"]),
+            run_config=dict(options["run_config"]),
+        )
+        if self._app is None:
+            self._app = _load_app(options["app"])
+        reply = self._app(message, context)
+        kept = context.state or call["state"]
+        return message_to_bytes(reply), _save_state(self._store, context.state) if kept else None
+
+
+def _load_app(reference: str) -> ClientApp:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module, _, name = reference.partition(":")
+    app = getattr(importlib.import_module(module), name)
+    if not isinstance(app, ClientApp):
+        raise ConfigError(f"{reference!r} is a {type(app).__name__}, not a flwr ClientApp")
+    return app
+
+
+def _load_state(store: Store, cid: CID | None) -> RecordDict:
+    return records_from_bytes(b"".join(dag.cat(store, cid))) if cid else RecordDict()
+
+
+def _save_state(store: Store, state: RecordDict) -> CID:
+    return dag.add(store, unixfs.chunk(records_to_bytes(state)))
+
+
+def _seed_everything(seed: int, node: int, message: Message) -> None:
+    """Make an app that draws from the global generators deterministic.
+
+    The seed depends on what is asked of whom, not on when or by which worker.
+    """
+    digest = hashlib.sha256(f"{seed}/{node}/{message.metadata.message_type}/".encode())
+    digest.update(records_to_bytes(message.content))
+    value = int.from_bytes(digest.digest()[:4], "little")
+    random.seed(value)
+    np.random.seed(value)
+    if (torch := sys.modules.get("torch")) is not None:
+        # torch.manual_seed takes 2 ms: it notes a stack trace for each accelerator.
+        torch.default_generator.manual_seed(value)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(value)
+
+
+def _peak_rss() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,1 @@
+"""Hydra configuration: `config.yaml`, and one folder a group."""

@@ -1,0 +1,119 @@
+"""Every exception FedIPFS raises on purpose.
+
+    FedIPFSError                      has `exit_code`, the process's answer when nobody catches it
+    ├── UserError                     2: the user's to fix
+    │   ├── ConfigError               a configuration value, or a combination of them
+    │   ├── DataError                 data files: missing, malformed, wrong checksum
+    │   ├── RunError                  a run's folder: exists, not found, in use, finished
+    │   └── StoreError                the block store
+    │       ├── StoreUnusable         cannot be opened or written: permissions, read-only, not a store
+    │       ├── StoreFull             no space left, or over the configured cap
+    │       ├── BlockNotFound         a CID the store does not hold
+    │       └── BlockCorrupt          bytes that do not hash to their CID
+    ├── FormatError (ValueError)      2: bytes or text that do not follow their specification
+    │   ├── CidError
+    │   ├── UnixFSError
+    │   ├── DagCborError
+    │   ├── CarError
+    │   └── WeightsError              safetensors bytes
+    ├── EdgeError                     1: a message that would carry more than CIDs through Flower
+    ├── BadUpdate                     3: one client's update cannot be used; names client and reason
+    ├── RunFailed                     3: too few clients succeeded, the loss diverged, ...
+    └── RunInterrupted                130: stopped by the user; resumable
+
+Messages are one line: what, where, what to do.
+"""
+
+from __future__ import annotations
+
+
+class FedIPFSError(Exception):
+    """Base of all deliberate errors; `exit_code` is what a command returns for it."""
+
+    exit_code = 1
+
+
+class UserError(FedIPFSError):
+    """Something the user can fix."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration value, or a combination of values, that cannot be right."""
+
+
+class DataError(UserError):
+    """Data files that are missing, malformed or fail their checksum."""
+
+
+class RunError(UserError):
+    """A run's folder exists already, is not found, is in use or is finished."""
+
+
+class StoreError(UserError):
+    """The block store cannot do what was asked."""
+
+
+class StoreUnusable(StoreError):
+    """The store cannot be opened or written."""
+
+
+class StoreFull(StoreError):
+    """No space is left on the device, or the store has reached its cap."""
+
+
+class BlockNotFound(StoreError):
+    """The store does not hold a block."""
+
+
+class BlockCorrupt(StoreError):
+    """A block's bytes do not hash to its CID."""
+
+
+class FormatError(FedIPFSError, ValueError):
+    """Bytes or text that do not follow their specification."""
+
+    exit_code = 2
+
+
+class CidError(FormatError):
+    """Not a CID, or one with a hash or version that is not supported."""
+
+
+class UnixFSError(FormatError):
+    """Not a UnixFS file DAG, or one whose sizes or shape do not add up."""
+
+
+class DagCborError(FormatError):
+    """Not canonical DAG-CBOR, or a value that DAG-CBOR cannot hold."""
+
+
+class CarError(FormatError):
+    """Not a CARv1 stream."""
+
+
+class WeightsError(FormatError):
+    """Not a safetensors file, or tensors that do not fit what was asked."""
+
+
+class EdgeError(FedIPFSError):
+    """A message that would carry more than CIDs and small scalars through Flower."""
+
+
+class BadUpdate(FedIPFSError):
+    """One client's update cannot be used."""
+
+    exit_code = 3
+
+
+class RunFailed(FedIPFSError):
+    """The run cannot go on: too few clients succeeded, or training diverged."""
+
+    exit_code = 3
+
+
+class RunInterrupted(FedIPFSError):
+    """The user stopped the run; it can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,182 @@
+"""Flower array records whose arrays stay in the store until somebody asks for one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from fedipfs.errors import WeightsError
+from fedipfs.ipld import CID
+from fedipfs.store import Store
+from fedipfs.store import dag
+from fedipfs.weights import TensorSpec, Weights, canonical, code_of, put_lazily, spec_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LazyArray(Array):
+    """A Flower `Array` that fetches its values on each access and keeps none of them."""
+
+    def __init__(self, spec: TensorSpec, load: Callable[[], np.ndarray]) -> None:
+        # Not super().__init__: it wants the serialised bytes, which are made only on demand.
+        self.dtype = spec.numpy_dtype.name
+        self.shape = spec.shape
+        self.stype = "numpy.ndarray"
+        self._load = load
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array in NumPy's .npy format, as Flower defines `Array.data`."""
+        buffer = io.BytesIO()
+        np.save(buffer, self._load(), allow_pickle=False)
+        return buffer.getvalue()
+
+    def numpy(self) -> np.ndarray:
+        """A fresh, writable array."""
+        return self._load()
+
+
+class StoredArrays(ArrayRecord):
+    """An ArrayRecord that lives in a store under `cid`; arrays are fetched one at a time.
+
+    `order` links the list of tensor names when it differs from the file's canonical order, so
+    that apps which zip arrays with positions get them as they were. Changing the record makes it
+    an ordinary one: `cid` is then None.
+    """
+
+    cid: CID | None
+
+    def __init__(self, store: Store, cid: CID, order: CID | None = None) -> None:
+        super().__init__()
+        self.__dict__.update(cid=cid, order=order, weights=Weights(store, cid))
+        weights: Weights = self.__dict__["weights"]
+        names = weights.names
+        if order is not None:
+            names = dag.get_record(store, order)
+            if not isinstance(names, list) or sorted(map(str, names)) != sorted(weights.names):
+                raise WeightsError(f"the order {order} does not name the tensors of {cid}")
+        data = self.__dict__["_data"]
+        for name in names:
+            data[name] = LazyArray(weights.specs[name], _loader(weights, name))
+
+    @property
+    def weights(self) -> Weights:
+        """The stored file; read through it to stream in pieces."""
+        weights: Weights = self.__dict__["weights"]
+        return weights
+
+    def __setitem__(self, key: str, value: Array) -> None:
+        self.__dict__["cid"] = None
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.__dict__["cid"] = None
+        super().__delitem__(key)
+
+    def copy(self) -> ArrayRecord:  # type: ignore[override]
+        """An ordinary record with the same, still lazy, arrays."""
+        record = ArrayRecord()
+        for name, array in self.items():
+            record[name] = array
+        return record
+
+    def to_torch_state_dict(self, *, keep_input: bool = True) -> Any:
+        return to_torch(self)
+
+
+def _loader(weights: Weights, name: str) -> Callable[[], np.ndarray]:
+    return lambda: weights.tensor(name)
+
+
+def store_arrays(
+    store: Store, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
+) -> StoredArrays:
+    """`record` in the store; what is there already is neither encoded nor written again.
+
+    With `model`, whose names and shapes the record must share, arrays take the model's dtypes:
+    several of Flower's strategies answer in float64 whatever they were given.
+    """
+    if isinstance(record, StoredArrays) and record.cid is not None:
+        return record
+    specs = specs_of(record)
+    if model is not None:
+        if {n: s.shape for n, s in specs.items()} != {n: s.shape for n, s in model.items()}:
+            raise WeightsError("the aggregated tensors have not the model's names and shapes")
+        specs = {name: model[name] for name in specs}
+    cid = put_lazily(
+        store, specs.values(), lambda name: to_dtype(as_numpy(record[name]), specs[name])
+    )
+    names = list(specs)
+    order = None
+    if names != [spec.name for spec in canonical(specs.values())]:
+        order = dag.put_record(store, names)
+    return StoredArrays(store, cid, order)
+
+
+def to_dtype(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """`values` in the dtype of `spec`: floats to integers rounded, to booleans by majority."""
+    if values.dtype.kind == "f" and spec.dtype == "BOOL":
+        return values >= 0.5
+    if values.dtype.kind == "f" and spec.numpy_dtype.kind in "iu":
+        values = np.rint(values)
+    return values.astype(spec.numpy_dtype, copy=False)
+
+
+def specs_of(record: ArrayRecord) -> dict[str, TensorSpec]:
+    """Name, dtype and shape of every array, from its own description: no values are decoded."""
+    return {
+        name: TensorSpec(name, code_of(_dtype(array.dtype), name), tuple(array.shape))
+        for name, array in record.items()
+    }
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def as_numpy(array: Array) -> np.ndarray:
+    """The values of a Flower array; bfloat16, which .npy files do not name, included."""
+    values = array.numpy()
+    return values.view(_dtype(array.dtype)) if array.dtype == "bfloat16" else values
+
+
+def from_numpy(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """An ArrayRecord over `tensors` without a copy (Flower's own constructor makes one)."""
+    record = ArrayRecord()
+    for name, array in tensors.items():
+        record[name] = LazyArray(spec_of(name, array), lambda array=array: array)
+    return record
+
+
+def from_torch(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """An ArrayRecord over a state_dict, bfloat16 included; shares memory with CPU tensors."""
+    return from_numpy({name: _tensor_to_numpy(tensor) for name, tensor in state.items()})
+
+
+def to_torch(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """A state_dict of `record`, bfloat16 included."""
+    import torch
+
+    state = {}
+    for name, array in record.items():
+        values = as_numpy(array)
+        if array.dtype == "bfloat16":
+            state[name] = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(values)
+    return state
+
+
+def _tensor_to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(_dtype("bfloat16"))
+    return tensor.numpy()

@@ -1,0 +1,27 @@
+"""The client's skin: a Flower mod that swaps CIDs for arrays and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+
+from fedipfs.exchange.default import default_store
+from fedipfs.exchange.heart import Exchange
+
+
+def cid_mod(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Use as the first (outermost) mod: `ClientApp(mods=[cid_mod])` or on train and evaluate.
+
+    The app sees array records as if they had been sent; they are fetched from the store that
+    $FEDIPFS_STORE names, verified, on access. The reply's arrays go into the store and only
+    their CIDs travel. Raises what `Exchange` raises; Flower turns that into an error reply.
+    """
+    exchange = Exchange(default_store())
+    message.content = exchange.swap_in(message.content)
+    reply = call_next(message, context)
+    if reply.has_content():
+        reply.content = exchange.swap_out(reply.content)
+    return reply

@@ -1,0 +1,1 @@
+"""Engines: how messages reach ClientApps. `local`: warm worker processes on this machine."""

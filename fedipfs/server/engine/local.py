@@ -1,0 +1,152 @@
+"""A Flower Grid whose nodes are simulated on this machine: no SuperLink, no Ray."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedipfs.flower_compat import (
+    CLIENT_APP_CRASHED,
+    CLIENT_APP_RAISED_EXCEPTION,
+    SERVER_NODE_ID,
+    message_from_bytes,
+    message_to_bytes,
+    set_identity,
+    set_message_id,
+)
+from fedipfs.ipld import CID, dagcbor
+from fedipfs.server.engine.pool import Outcome, Pool
+
+RUN_ID = 1
+FIRST_NODE = SERVER_NODE_ID + 1
+
+
+@dataclass
+class Traffic:
+    """What has passed: bytes of Flower messages, bytes that workers put and got, and so on."""
+
+    flower: int = 0
+    store_put: int = 0
+    store_get: int = 0
+    peak_rss: int = 0  # bytes, of the largest worker
+
+    def copy(self) -> Traffic:
+        return replace(self)
+
+
+class LocalGrid(Grid):
+    """`clients` nodes, served by `pool`; implements Flower's public Grid.
+
+    A node's `Context.state` survives between messages: it lives in the store, so any worker can
+    serve any node, and a resumed run finds it again (`states`). `on_reply(name, ok)` is called as
+    replies come in.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        clients: int,
+        *,
+        states: dict[int, CID] | None = None,
+        on_reply: Callable[[str, bool], None] = lambda name, ok: None,
+    ) -> None:
+        self._pool = pool
+        self._nodes = range(FIRST_NODE, FIRST_NODE + clients)
+        self.states = dict(states or {})
+        self.traffic = Traffic()
+        self._on_reply = on_reply
+        self._waiting: dict[str, Message] = {}
+        self._done: dict[str, Message] = {}
+        set_identity(run_id=RUN_ID, node_id=SERVER_NODE_ID)
+
+    def set_run(self, run: Any) -> None:
+        """Nothing to do: a LocalGrid serves one run."""
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError("a local run has no SuperLink run")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def name_of(self, node_id: int) -> str:
+        """The name of a node in logs and records."""
+        return f"client-{node_id - FIRST_NODE}"
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            job, node = uuid.uuid4().hex, message.metadata.dst_node_id
+            set_message_id(message, job)
+            wire = message_to_bytes(message)
+            self.traffic.flower += len(wire)
+            self._waiting[job] = message
+            self._pool.submit(
+                job,
+                dagcbor.encode(
+                    {
+                        "message": wire,
+                        "node": node,
+                        "partition": node - FIRST_NODE,
+                        "partitions": len(self._nodes),
+                        "state": self.states.get(node),
+                    }
+                ),
+            )
+            ids.append(job)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._collect(0.0)
+        return [self._done.pop(job) for job in message_ids if job in self._done]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        ids = list(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        while any(job in self._waiting for job in ids):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self._collect(left)
+        return self.pull_messages(ids)
+
+    def _collect(self, timeout_s: float | None) -> None:
+        for outcome in self._pool.collect(timeout_s):
+            message = self._waiting.pop(outcome.job)
+            reply = self._reply(message, outcome)
+            self._done[outcome.job] = reply
+            self._on_reply(self.name_of(message.metadata.dst_node_id), not reply.has_error())
+
+    def _reply(self, message: Message, outcome: Outcome) -> Message:
+        if outcome.reply is None:
+            return Message(Error(CLIENT_APP_CRASHED, outcome.reason), reply_to=message)
+        answer = dagcbor.decode(outcome.reply)
+        self.traffic.store_put += answer["put"]
+        self.traffic.store_get += answer["get"]
+        self.traffic.peak_rss = max(self.traffic.peak_rss, answer["rss"])
+        if answer["error"] is not None:
+            return Message(
+                Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message
+            )
+        if answer["state"] is not None:
+            self.states[message.metadata.dst_node_id] = answer["state"]
+        self.traffic.flower += len(answer["message"])
+        return message_from_bytes(answer["message"])

@@ -1,0 +1,137 @@
+"""A run's folder: what is written there, when, and by whom."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import IO, Any
+
+from fedipfs.errors import RunError, StoreUnusable
+from fedipfs.ipld import CID
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = ("store", "sweeps")
+
+
+class RunFolder:
+    """`runs_dir/run_id`, held by one process at a time.
+
+    `create` makes a new one, `open` one to resume; both raise RunError with the remedy.
+    """
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path, self._lock = path, lock
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, runs_dir: str, run_id: str | None, experiment: str) -> RunFolder:
+        """A new folder; without `run_id`, one named by time and experiment."""
+        if run_id is None:
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            run_id = f"{stamp}-{experiment}-{token_hex(2)}"
+        if not _NAME.fullmatch(str(run_id)) or run_id in _RESERVED:
+            raise RunError(
+                f"run_id={run_id} cannot name a folder here; use letters, digits, '.', '_' and "
+                f"'-', and none of {', '.join(_RESERVED)}"
+            )
+        path = Path(runs_dir) / str(run_id)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(
+                f"the run folder {path} exists; choose another run_id, or go on with it: "
+                f"resume={run_id}"
+            ) from None
+        except OSError as error:
+            raise StoreUnusable(
+                f"cannot create the run folder {path}: {error.strerror}; choose another runs_dir"
+            ) from error
+        return cls(path, _locked(path))
+
+    @classmethod
+    def open(cls, runs_dir: str, run_id: str) -> RunFolder:
+        """An existing folder, to go on with its run."""
+        path = Path(runs_dir) / run_id
+        if not (path / "config.yaml").is_file():
+            raise RunError(
+                f"there is no run {run_id!r} in {runs_dir}; `fedipfs runs ls` lists what is there"
+            )
+        return cls(path, _locked(path))
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file atomically and durably."""
+        temporary = self.path / f".{name}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+    def read(self, name: str) -> str:
+        """A file's text; RunError if it is not there."""
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{self.path / name} cannot be read ({error.strerror}): the run cannot be resumed; "
+                "start it anew"
+            ) from error
+
+    @property
+    def head(self) -> CID | None:
+        """The last round's record, or None before the first."""
+        if not (self.path / "head").exists():
+            return None
+        return CID.parse(self.read("head").strip())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The rounds in metrics.jsonl; a line cut short by a crash is left out."""
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    lines.append(json.loads(text))
+        return lines
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a round to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def write_model(self, pieces: Iterable[bytes]) -> Path:
+        """Write model.safetensors atomically; returns its path."""
+        path = self.path / "model.safetensors"
+        temporary = self.path / ".model.safetensors.tmp"
+        with open(temporary, "wb") as file:
+            file.writelines(pieces)
+        os.replace(temporary, path)
+        return path
+
+
+def _locked(path: Path) -> IO[str]:
+    lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise RunError(
+            f"another process works on the run {path.name}; wait for it or stop it"
+        ) from None
+    return lock

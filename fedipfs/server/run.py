@@ -1,0 +1,333 @@
+"""One whole run on this machine: from a configuration to a model, its CID and its record."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedipfs.errors import RunError, RunInterrupted
+from fedipfs.exchange import StoredArrays
+from fedipfs.flower_compat import flower_logger
+from fedipfs.ipld import CID
+from fedipfs.observe.progress import Progress
+from fedipfs.observe.report import render
+from fedipfs.observe.summary import write_json
+from fedipfs.server.bench import Bench
+from fedipfs.server.engine.local import FIRST_NODE, LocalGrid
+from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
+from fedipfs.server.folder import RunFolder
+from fedipfs.server.records import ROUND, plain, run_record
+from fedipfs.server.rounds import Federation, Round
+from fedipfs.server.settings import recorded
+from fedipfs.store import dag
+from fedipfs.strategies import load_state
+
+CLIENT_APP = "fedipfs.clients.app:app"
+WORKER = "fedipfs.clients.worker:serve"
+
+
+def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+    """Run the federation that the checked `config` describes; returns its summary.
+
+    With `resume`, `config["run_id"]` names a run that is there: its remaining rounds are run,
+    with the result that the uninterrupted run would have had.
+
+    Raises UserError for what the user can mend, RunFailed, or RunInterrupted for Ctrl-C; the
+    folder then holds all completed rounds.
+    """
+    began = time.monotonic()
+    with _QuietFlower():
+        progress.phase("loading data and model")
+        bench = Bench.prepare(config)
+        if resume:
+            folder = RunFolder.open(config["runs_dir"], config["run_id"])
+        else:
+            folder = RunFolder.create(config["runs_dir"], config["run_id"], config["experiment"])
+        try:
+            with _LogFile(folder.path / "log.txt"):
+                return _Session(dict(config), bench, folder, progress, began).run()
+        finally:
+            progress.close()
+            folder.close()
+
+
+class _Session:
+    """The time between opening a run's folder and closing it."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        bench: Bench,
+        folder: RunFolder,
+        progress: Progress,
+        began: float,
+    ) -> None:
+        self.config, self.bench, self.folder, self.progress = config, bench, folder, progress
+        self.began = began
+        self.lines: list[dict[str, Any]] = []
+        self.model, self.head = bench.model, folder.head
+        self.worker_rss = 0
+
+    def run(self) -> dict[str, Any]:
+        config, folder = self.config, self.folder
+        config["run_id"] = folder.run_id
+        folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        pool = _pool(config)
+        status, error = "failed", None
+        try:
+            self._rounds(pool)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            where = "" if config["runs_dir"] == "runs" else f" runs_dir={config['runs_dir']}"
+            raise RunInterrupted(
+                f"stopped after {len(self.lines)} of {config['rounds']} rounds; go on with: "
+                f"python -m fedipfs.server resume={folder.run_id}{where}"
+            ) from None
+        except Exception as problem:
+            error = str(problem)
+            raise
+        finally:
+            pool.close()
+            summary = self._write_results(status, error)
+        self.progress.finish(summary, folder.path, config["store"].get("path"))
+        return summary
+
+    def _rounds(self, pool: Pool) -> None:
+        config, bench, store = self.config, self.bench, self.bench.store
+        grid = LocalGrid(pool, config["clients"]["total"], on_reply=self.progress.client_done)
+        cid = dag.put_record(store, {**recorded(config), "dataset": bench.dataset.name})
+        last = self._last_round(cid, grid)
+        if last == 0:
+            genesis = run_record(cid, _cid(self.model), self.model.order, bench.dataset.name)
+            self.head = dag.put_record(store, genesis)
+            store.pin(self.head, self.folder.run_id)
+        if last >= config["rounds"]:
+            raise RunError(
+                f"run {self.folder.run_id} has finished its {last} rounds; to train on, add "
+                f"rounds={last + 1} or more"
+            )
+        federation = Federation(
+            store,
+            grid,
+            bench.strategy,
+            self.model,
+            cid,
+            self.head,
+            config["seed"],
+            config["clients"]["min_successes"],
+            evaluate=(lambda model: bench.evaluate(model, config))
+            if config["evaluate"]["server"]
+            else None,
+            on_phase=self.progress.phase,
+        )
+        self.progress.start(
+            self.folder.run_id,
+            config["experiment"],
+            config["rounds"],
+            last + 1,
+            bench.dataset.note,
+        )
+        for number in range(last + 1, config["rounds"] + 1):
+            self.progress.round_started(number, config["clients"]["per_round"])
+            self._round(federation, number)
+
+    def _last_round(self, config_cid: CID, grid: LocalGrid) -> int:
+        """Put everything where the last completed round left it; 0 if there is none."""
+        if self.head is None:
+            self.folder.rewrite([])
+            return 0
+        store = self.bench.store
+        record = dag.get_record(store, self.head)
+        if record["type"] != ROUND or record["config"] != config_cid:
+            raise RunError(
+                f"{self.folder.path} was run with another configuration or data set than "
+                "its config.yaml gives now; start a new run"
+            )
+        self.model = StoredArrays(store, record["model_out"], record["order"])
+        load_state(self.bench.strategy, store, record["strategy"])
+        for name, state in record["clients"].items():
+            grid.states[FIRST_NODE + int(name.rpartition("-")[2])] = state
+        number = int(record["round"])
+        # A line may have been written for a round whose record was not completed.
+        self.lines = [line for line in self.folder.lines() if line["round"] <= number]
+        self.folder.rewrite(self.lines)
+        for root, name in store.pins().items():
+            if name == self.folder.run_id and root != self.head:
+                store.unpin(root)
+        return number
+
+    def _round(self, federation: Federation, number: int) -> None:
+        began, config, store = time.monotonic(), self.config, self.bench.store
+        traffic = federation.grid.traffic
+        before, counters = traffic.copy(), store.counters.copy()
+        every = config["evaluate"]["every"]
+        done = federation.play(
+            number, evaluate=number % every == 0 or number == config["rounds"]
+        )
+        asked = done.selected * (2 if done.evaluate is not None else 1) or 1
+        moved = {
+            "flower_per_client": round((traffic.flower - before.flower) / asked),
+            "store_put": traffic.store_put
+            - before.store_put
+            + store.counters.put_bytes
+            - counters.put_bytes,
+            "store_get": traffic.store_get
+            - before.store_get
+            + store.counters.get_bytes
+            - counters.get_bytes,
+        }
+        line = _line(done, moved, time.monotonic() - began)
+        # The order makes any moment a safe one to be killed: blocks, line, head.
+        store.pin(done.record, self.folder.run_id)
+        store.flush()
+        self.folder.append(line)
+        self.folder.write("head", f"{done.record}\n")
+        store.unpin(self.head)
+        self.model, self.head = done.model, done.record
+        self.worker_rss = traffic.peak_rss
+        self.lines.append(line)
+        self.progress.round_done(line)
+
+    def _write_results(self, status: str, error: str | None) -> dict[str, Any]:
+        """summary.json, report.html and, after at least one round, model.safetensors."""
+        folder = self.folder
+        if self.lines:
+            folder.write_model(self.model.weights.file())
+        summary = self._summary(status, error)
+        write_json(folder.path / "summary.json", summary)
+        folder.write("report.html", render(summary, self.lines, folder.read("config.yaml")))
+        return summary
+
+    def _summary(self, status: str, error: str | None) -> dict[str, Any]:
+        config, lines = self.config, self.lines
+        asked = sum(line["clients"]["selected"] for line in lines) or 1
+        measured = next((line["server"] for line in reversed(lines) if line["server"]), None)
+        federated = lines[-1]["evaluate"] if lines else None
+        return {
+            "run_id": self.folder.run_id,
+            "experiment": config["experiment"],
+            "dataset": self.bench.dataset.name,
+            "strategy": config["strategy"]["name"],
+            "engine": config["engine"]["name"],
+            "rounds_completed": len(lines),
+            "final_model_cid": str(self.model.cid) if lines else None,
+            "head_cid": str(self.head) if lines else None,
+            "metrics": measured or federated or {},
+            "seconds": {
+                "total": round(time.monotonic() - self.began, 3),
+                "rounds": round(sum(line["seconds"] for line in lines), 3),
+            },
+            "sgd_steps": sum(line["sgd_steps"] for line in lines),
+            "bytes": {
+                "flower_per_client_round": round(
+                    sum(
+                        line["bytes"]["flower_per_client"] * line["clients"]["selected"]
+                        for line in lines
+                    )
+                    / asked
+                ),
+                "store_put": sum(line["bytes"]["store_put"] for line in lines),
+                "store_get": sum(line["bytes"]["store_get"] for line in lines),
+            },
+            "peak_rss_mb": round(max(self.worker_rss, _peak_rss()) / 1e6, 1),
+            "privacy": None,
+            "status": status,
+            "error": error,
+        }
+
+
+def _pool(config: Mapping[str, Any]) -> Pool:
+    root = config["data"]["root"]
+    options = {
+        "app": CLIENT_APP,
+        "store": dict(config["store"]),
+        "run_id": 1,
+        "seed": config["seed"],
+        "run_config": {},
+        "node_config": {
+            "data-root": str(Path(root).absolute()) if root else "",
+            "allowed-tasks": config["task"]["target"].rpartition(":")[0],
+        },
+        "threads": 1,
+    }
+    engine = config["engine"]
+    if engine["name"] == "serial":
+        return SerialPool(WORKER, options)
+    return ProcessPool(
+        WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"]
+    )
+
+
+def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    failed = [{"client": name, "reason": why} for name, why in done.failures.items()]
+    return plain(  # type: ignore[no-any-return]
+        {
+            "round": done.number,
+            "seconds": round(seconds, 4),
+            "train": done.train,
+            "evaluate": done.evaluate,
+            "server": done.server,
+            "clients": {
+                "selected": done.selected,
+                "ok": done.selected - len(failed),
+                "failed": failed,
+            },
+            "sgd_steps": done.sgd_steps,
+            "bytes": moved,
+            "model_cid": str(done.model.cid),
+            "record_cid": str(done.record),
+        }
+    )
+
+
+def _cid(model: StoredArrays) -> CID:
+    assert model.cid is not None
+    return model.cid
+
+
+def _peak_rss() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class _LogFile:
+    """Sends the log to a run's log.txt."""
+
+    def __init__(self, path: Path) -> None:
+        self._handler = logging.FileHandler(path, encoding="utf-8")
+        self._handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
+        self._root = logging.getLogger()
+
+    def __enter__(self) -> None:
+        self._level = self._root.level
+        self._root.addHandler(self._handler)
+        self._root.setLevel(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        self._root.removeHandler(self._handler)
+        self._root.setLevel(self._level)
+        self._handler.close()
+
+
+class _QuietFlower:
+    """Takes Flower's log off the terminal; it goes where the root logger's goes."""
+
+    def __enter__(self) -> None:
+        self._logger = flower_logger()
+        self._before = (self._logger.handlers, self._logger.propagate)
+        self._logger.handlers, self._logger.propagate = [logging.NullHandler()], True
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.handlers, self._logger.propagate = self._before

@@ -1,0 +1,115 @@
+"""What a block store does, whatever is behind it, and what it reports."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from fedipfs.ipld import CID, RAW
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_BLOCK = 2 << 20  # bytes; larger blocks do not travel between IPFS nodes
+
+
+@dataclass
+class Counters:
+    """Blocks and bytes that one store object has put and got, present blocks put again included."""
+
+    put_blocks: int = 0
+    put_bytes: int = 0
+    get_blocks: int = 0
+    get_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def count_put(self, size: int) -> None:
+        with self._lock:
+            self.put_blocks += 1
+            self.put_bytes += size
+
+    def count_get(self, size: int) -> None:
+        with self._lock:
+            self.get_blocks += 1
+            self.get_bytes += size
+
+    def copy(self) -> Counters:
+        """The counts now; they do not change when this store's do."""
+        with self._lock:
+            return Counters(self.put_blocks, self.put_bytes, self.get_blocks, self.get_bytes)
+
+
+class Store(Protocol):
+    """Blocks by CID, and pins. Safe to use from several threads.
+
+    Methods raise StoreUnusable when the store behind cannot be reached or written.
+    """
+
+    counters: Counters
+
+    def put(self, block: Buffer, codec: int = RAW) -> CID:
+        """Store a block of at most 2 MiB; returns its CIDv1. Raises StoreFull."""
+        ...
+
+    def get(self, cid: CID) -> bytes:
+        """A block's bytes, hashed every time. Raises BlockNotFound, BlockCorrupt."""
+        ...
+
+    def has(self, cid: CID) -> bool:
+        """Whether the store holds the block; its bytes are not read."""
+        ...
+
+    def size(self, cid: CID) -> int:
+        """Bytes of that one block, not hashed. Raises BlockNotFound."""
+        ...
+
+    def pin(self, root: CID, name: str = "") -> None:
+        """Keep a block and everything it links to. Raises BlockNotFound without the root."""
+        ...
+
+    def unpin(self, root: CID) -> None:
+        """Undo `pin`; nothing happens where there is no pin."""
+        ...
+
+    def pins(self) -> dict[CID, str]:
+        """The pinned roots and their names."""
+        ...
+
+    def flush(self) -> None:
+        """Make everything put so far survive a power loss."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStat:
+    """`free` is what can still be put: bytes left on the disk, or below the cap if that is less."""
+
+    blocks: int
+    bytes: int
+    pins: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Blocks read, their bytes, and the CIDs of those whose bytes are not theirs."""
+
+    blocks: int
+    bytes: int
+    damaged: list[CID]
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What a garbage collection did.
+
+    `missing` names blocks below a pin that are absent or damaged. When one of them could link to
+    others, what it linked to is unknown: then `complete` is false and no block was removed.
+    """
+
+    removed: int
+    removed_bytes: int
+    kept: int
+    missing: list[CID]
+    complete: bool

@@ -1,0 +1,19 @@
+"""How the clients' work is combined: streaming FedAvg, and Flower's strategies by name."""
+
+from fedipfs.strategies.build import STRATEGIES, Cohort, build
+from fedipfs.strategies.fedavg import FedAvg
+from fedipfs.strategies.mean import Mean
+from fedipfs.strategies.screen import require, screen
+from fedipfs.strategies.state import load_state, save_state
+
+__all__ = [
+    "STRATEGIES",
+    "Cohort",
+    "FedAvg",
+    "Mean",
+    "build",
+    "load_state",
+    "require",
+    "save_state",
+    "screen",
+]

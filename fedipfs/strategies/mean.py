@@ -1,0 +1,76 @@
+"""The weighted mean of stored updates, computed without holding them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fedipfs.exchange import StoredArrays, check_finite, to_dtype
+from fedipfs.weights import TensorSpec, Weights, put_lazily
+
+_INLINE = 1 << 20  # bytes: for a smaller model threads cost more than they bring
+
+
+class Mean:
+    """Accumulates sum(n_k * w_k) in float64, update by update, leaf by leaf.
+
+    Memory: two models of float32 and one leaf (1 MiB) a thread, whatever the number of updates.
+    The result does not depend on the number of threads: each coordinate belongs to one leaf, and
+    the updates are added to it one after another.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._sums = {spec.name: np.zeros(spec.count, np.float64) for spec in specs}
+        self._total = 0.0
+        self._small = sum(spec.nbytes for spec in specs) <= _INLINE
+
+    def add(self, update: Weights, weight: float) -> None:
+        """Add `weight` times an update that has the model's structure.
+
+        Raises BadUpdate for NaN or infinite values, and what reading a block raises; the sums are
+        of no more use then.
+        """
+        pieces = [
+            (name, start)
+            for name, spec in self._specs.items()
+            for start in update.piece_starts(spec)
+        ]
+        if self._small:
+            self._add_pieces(update, weight, pieces)
+        else:
+            # Hashing, adding and reading release the GIL, so threads help.
+            threads = min(4, os.cpu_count() or 1)
+            with ThreadPoolExecutor(threads) as pool:
+                jobs = [pieces[i::threads] for i in range(threads)]
+                list(pool.map(lambda job: self._add_pieces(update, weight, job), jobs))
+        self._total += weight
+
+    def _add_pieces(
+        self, update: Weights, weight: float, pieces: Iterable[tuple[str, int]]
+    ) -> None:
+        for name, start in pieces:
+            piece = update.piece(name, start)
+            check_finite(piece, name)
+            sums = self._sums[name][start : start + piece.size]
+            sums += np.multiply(piece, weight, dtype=np.float64)
+
+    def store(self, like: StoredArrays) -> StoredArrays:
+        """Put the mean into the store of `like`, with its tensor order; gives the sums up."""
+        store = like.weights.store
+        cid = put_lazily(store, self._specs.values(), self._pop)
+        return StoredArrays(store, cid, like.order)
+
+    def _pop(self, name: str) -> np.ndarray:
+        """The mean of one tensor in the model's dtype.
+
+        Integers are rounded to the nearest; booleans go with the majority.
+        """
+        spec = self._specs[name]
+        mean = self._sums.pop(name)
+        mean /= self._total
+        return to_dtype(mean, spec).reshape(spec.shape)
+

@@ -1,0 +1,16 @@
+"""Arrays <-> bytes: canonical safetensors in tensor-aligned UnixFS leaves."""
+
+from fedipfs.weights.codec import Weights, chunks, put, put_lazily
+from fedipfs.weights.layout import TensorSpec, canonical, code_of, encode_header, spec_of
+
+__all__ = [
+    "TensorSpec",
+    "Weights",
+    "canonical",
+    "chunks",
+    "code_of",
+    "encode_header",
+    "put",
+    "put_lazily",
+    "spec_of",
+]

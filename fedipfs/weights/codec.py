@@ -1,0 +1,154 @@
+"""Arrays in, CID out, and back: a safetensors file whose UnixFS leaves follow its tensors.
+
+Leaves are cut at every tensor boundary and then every 1 MiB, so a tensor that did not change is
+the same blocks in every file that holds it: it is neither sent nor stored again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+from fedipfs.errors import WeightsError
+from fedipfs.ipld import CID, unixfs
+from fedipfs.store import Store
+from fedipfs.weights.layout import (
+    TensorSpec,
+    canonical,
+    decode_header,
+    encode_header,
+    header_length,
+    spec_of,
+)
+
+
+def put(store: Store, tensors: Mapping[str, np.ndarray]) -> CID:
+    """Store `tensors` (any shapes, see layout.DTYPES) as one safetensors file; returns its CID."""
+    return put_lazily(
+        store, (spec_of(name, array) for name, array in tensors.items()), tensors.__getitem__
+    )
+
+
+def put_lazily(
+    store: Store, specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]
+) -> CID:
+    """As `put`, asking for each tensor only when its turn comes, in file order.
+
+    Memory: one tensor at a time, whatever the size of the model.
+    """
+    return unixfs.build(chunks(specs, tensor), store.put)
+
+
+def chunks(
+    specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]
+) -> Iterator[memoryview]:
+    """The file's leaves in order: the header, then every tensor, cut every 1 MiB."""
+    ordered = canonical(specs)
+    yield from unixfs.chunk(encode_header(ordered))
+    for spec in ordered:
+        array = np.ascontiguousarray(tensor(spec.name), dtype=spec.numpy_dtype)
+        if array.nbytes != spec.nbytes:
+            raise WeightsError(f"tensor {spec.name!r} has not the size its spec {spec} says")
+        if array.size:
+            yield from unixfs.chunk(array.reshape(-1).view(np.uint8).data)
+
+
+class Weights:
+    """A stored safetensors file, read tensor by tensor; every block is verified as it is read.
+
+    Opening reads the header only. Reads any layout, also files that others added to IPFS with
+    fixed-size chunks. Raises WeightsError (not safetensors), BlockNotFound, BlockCorrupt.
+    """
+
+    def __init__(self, store: Store, cid: CID) -> None:
+        self.store, self.cid = store, cid
+        links = unixfs.leaf_links(cid, store.get)
+        links = [(leaf, size) for leaf, size in links if size]
+        self._leaves = [leaf for leaf, _ in links]
+        self._sizes = [size for _, size in links]
+        self._starts = [0, *accumulate(self._sizes)][:-1]
+        self.nbytes = sum(self._sizes)
+        self._last: tuple[int, bytes] = (-1, b"")
+        header = self._read(0, header_length(self._read(0, min(8, self.nbytes))))
+        entries = decode_header(header, self.nbytes)
+        self._offsets = {spec.name: offset for spec, offset in entries}
+        self.specs = {spec.name: spec for spec, _ in entries}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Tensor names in canonical order."""
+        return [spec.name for spec in canonical(self.specs.values())]
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A fresh, writable copy of one tensor."""
+        spec = self.specs[name]
+        flat = np.empty(spec.count, spec.numpy_dtype)
+        if spec.nbytes:
+            target = flat.view(np.uint8)
+            for start, piece in self._pieces(self._offsets[name], spec.nbytes):
+                target[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+        return flat.reshape(spec.shape)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All tensors, in canonical order."""
+        return {name: self.tensor(name) for name in self.names}
+
+    def piece_starts(self, spec: TensorSpec) -> range:
+        """Index of the first element of each piece of a tensor."""
+        return range(0, spec.count, unixfs.CHUNK // spec.numpy_dtype.itemsize)
+
+    def piece(self, name: str, start: int) -> np.ndarray:
+        """At most 1 MiB of a tensor from element `start`: flat, read-only, without a copy."""
+        spec = self.specs[name]
+        offset = start * spec.numpy_dtype.itemsize
+        length = min(unixfs.CHUNK, spec.nbytes - offset)
+        return np.frombuffer(self._read(self._offsets[name] + offset, length), spec.numpy_dtype)
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """One tensor piece by piece, in order."""
+        return (self.piece(name, start) for start in self.piece_starts(self.specs[name]))
+
+    def file(self) -> Iterator[bytes]:
+        """The bytes of the safetensors file, in pieces."""
+        for index in range(len(self._leaves)):
+            yield self._leaf(index)
+
+    def _leaf(self, index: int) -> bytes:
+        last = self._last  # read once: several threads may share a reader
+        if last[0] == index:
+            return last[1]
+        leaf = self.store.get(self._leaves[index])
+        if len(leaf) != self._sizes[index]:
+            raise WeightsError(
+                f"{self.cid}: leaf {self._leaves[index]} has {len(leaf)} bytes, "
+                f"its parent says {self._sizes[index]}"
+            )
+        return leaf
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
+        """(position, bytes) pairs that cover `length` bytes from `offset`."""
+        if offset + length > self.nbytes:
+            raise WeightsError(f"{self.cid} ends inside its safetensors header or a tensor")
+        done = 0
+        while done < length:
+            index = bisect_right(self._starts, offset + done) - 1
+            inside = offset + done - self._starts[index]
+            leaf = self._leaf(index)
+            piece = memoryview(leaf)[inside : inside + length - done]
+            # A leaf is kept only while part of it is still to be read.
+            rest = inside + len(piece) < len(leaf)
+            self._last = (index, leaf) if rest else (-1, b"")
+            yield done, piece
+            done += len(piece)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        pieces = [piece for _, piece in self._pieces(offset, length)]
+        if len(pieces) == 1 and isinstance(pieces[0].obj, bytes) and pieces[0].nbytes == len(
+            pieces[0].obj
+        ):
+            return pieces[0].obj  # aligned: no copy
+        return b"".join(pieces)

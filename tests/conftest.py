@@ -1,0 +1,28 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+_home = tempfile.TemporaryDirectory(prefix="fedipfs-flwr-")
+os.environ.setdefault("FLWR_HOME", _home.name)
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from fedipfs.store import FolderStore
+
+settings.register_profile("fedipfs", deadline=None)  # a busy machine is no finding
+settings.load_profile("fedipfs")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    """An empty folder store."""
+    return FolderStore(tmp_path / "store", durable=False)

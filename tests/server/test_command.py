@@ -1,0 +1,217 @@
+"""`python -m fedipfs.server` as a user meets it: words in, lines and exit codes out."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import QUICK, command, lines, play, start, summary
+
+import fedipfs
+
+EXPERIMENTS = sorted(
+    path.stem for path in Path(fedipfs.__file__).parent.joinpath("conf/experiment").glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_shortened(tmp_path, name):
+    words = ["rounds=1", "train.steps=2", "data.fallback=digits"]
+    if name != "lr_mnist_1000":
+        words += ["clients.total=4", "clients.per_round=3"]
+    result = play(tmp_path, f"+experiment={name}", *words)
+    assert result["experiment"] == name
+    assert result["status"] == "finished"
+    assert "accuracy" in result["metrics"]
+
+
+def test_a_run_prints_its_rounds_and_what_it_left(tmp_path):
+    done = command(*QUICK, "run_id=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    left = summary(tmp_path / "runs" / "one")
+    assert left["final_model_cid"] in done.stdout
+    assert left["head_cid"] in done.stdout
+    assert "fedipfs runs show one" in done.stdout
+    assert "round 1/2" in done.stderr
+    assert "round 2/2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["+experiment=mnits"], "mnits"),
+        (["+experiment=digits", "strategy=fedavgg"], "fedavgg"),
+        (["+experiment=digits", "rounds=0"], "rounds=0"),
+        (["+experiment=digits", "clients.per_round=11"], "clients.per_round=11"),
+        (["+experiment=digits", "roundz=3"], "roundz"),
+        (["+experiment=digits", "rounds="], "rounds"),
+        (["+experiment=digits", "train.optimizer.name=SDG"], "SDG"),
+        (["+experiment=digits", "task.target=os:system"], "os:system"),
+        (["+experiment=mnist", "data.root=nowhere"], "nowhere"),
+        (["+experiment=digits", "store.path=/proc/nothing"], "/proc/nothing"),
+        (["+experiment=digits", "store.path=file"], "file"),
+        (["resume=unheard-of"], "unheard-of"),
+        (["+experiment=digits", "data.partition=shards", "clients.total=2000"], "2000"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, words, says):
+    (tmp_path / "file").write_text("not a store")
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("fedipfs-server: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*/config.yaml"))
+    assert (tmp_path / "file").read_text() == "not a store"
+
+
+def test_a_corrupt_store_is_named_and_nothing_is_lost(tmp_path):
+    assert command(*QUICK, "run_id=one", cwd=tmp_path).returncode == 0
+    head = (tmp_path / "runs/one/head").read_text().strip()
+    (block,) = (tmp_path / "runs/store/blocks").rglob(f"*{head[1:]}*")
+    block.write_bytes(block.read_bytes()[:-1] + b"?")
+    done = command("resume=one", "rounds=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert head in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs/one/model.safetensors").exists()
+    assert len(lines(tmp_path / "runs/one")) == 2
+
+
+def _wait_for(condition, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def _rounds(folder: Path) -> int:
+    return len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _group(process.pid) == pid]
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+LONG = ("+experiment=digits", "rounds=40", "clients.total=4", "strategy=fedadam", "run_id=one")
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, sig):
+    folder = tmp_path / "runs" / "one"
+    process = start(*LONG, cwd=tmp_path)
+    _wait_for(lambda: _rounds(folder) >= 3)
+    if sig == signal.SIGINT:
+        os.killpg(process.pid, sig)  # as a terminal does
+    else:
+        process.send_signal(sig)
+    _, stderr = process.communicate(timeout=60)
+    if sig == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130
+        assert "python -m fedipfs.server resume=one" in stderr
+        assert summary(folder)["status"] == "interrupted"
+        assert "Traceback" not in stderr
+    _wait_for(lambda: not _family(process.pid), 15)
+
+    done = lines(folder)
+    assert 3 <= len(done) < 40
+    resumed = command("resume=one", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line["round"] for line in lines(folder)] == list(range(1, 41))
+    whole = play(tmp_path / "whole", *LONG)
+    assert summary(folder)["final_model_cid"] == whole["final_model_cid"]
+    assert summary(folder)["head_cid"] == whole["head_cid"]
+
+
+def test_killed_at_any_moment_it_still_resumes(tmp_path):
+    """Kills at moments spread over a round, between which the run must always find its way."""
+    folder = tmp_path / "runs" / "one"
+    words: tuple[str, ...] = LONG
+    for kill in range(6):
+        process = start(*words, cwd=tmp_path)
+        seen = _rounds(folder)
+        _wait_for(lambda seen=seen: _rounds(folder) > seen or process.poll() is not None)
+        time.sleep(0.013 * kill)
+        process.kill()
+        process.communicate()
+        words = ("resume=one",)
+    done = command("resume=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(folder)["final_model_cid"] == play(tmp_path / "w", *LONG)["final_model_cid"]
+
+
+def test_what_may_not_change_on_resume_is_refused(tmp_path):
+    assert command(*QUICK, "run_id=one", cwd=tmp_path).returncode == 0
+    done = command("resume=one", "rounds=3", "seed=9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "seed cannot change when a run is resumed" in done.stderr
+    done = command("resume=one", "rounds=3", "engine=serial", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "runs/one")["rounds_completed"] == 3
+
+
+def test_a_run_whose_clients_all_fail_exits_with_3(tmp_path):
+    task = tmp_path / "bad_task.py"
+    task.write_text(
+        "from fedipfs.tasks.small import Digits\n"
+        "class Bad(Digits):\n"
+        "    def loss(self, output, target):\n"
+        "        raise ArithmeticError('no loss today')\n"
+    )
+    words = [*QUICK, "evaluate.server=false", "task.target=bad_task.py:Bad", "run_id=one"]
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "no loss today" in done.stderr
+    assert done.stderr.rstrip().count("\n") <= 2
+    assert summary(tmp_path / "runs/one")["status"] == "failed"
+
+
+def test_a_sweep_ends_with_a_table_and_a_csv_and_shares_the_store(tmp_path):
+    words = ["-m", *QUICK, "strategy=fedavg,fedadam", "seed=1,2", "rounds=1"]
+    done = command(*words, cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs" / "sweeps").glob("*/sweep.csv")
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["strategy"], row["seed"]) for row in rows] == [
+        ("fedavg", "1"),
+        ("fedavg", "2"),
+        ("fedadam", "1"),
+        ("fedadam", "2"),
+    ]
+    assert all(0 < float(row["accuracy"]) <= 1 and row["status"] == "finished" for row in rows)
+    assert len({row["final_model_cid"] for row in rows}) == 4
+    assert all(row["run_id"] in done.stdout for row in rows)
+    assert str(path.relative_to(tmp_path)) in done.stdout
+
+
+def test_a_bad_cell_does_not_stop_a_sweep(tmp_path):
+    words = ["-m", *QUICK, "rounds=1", "clients.per_round=2,9"]
+    done = command(*words, cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 2
+    (path,) = (tmp_path / "runs" / "sweeps").glob("*/sweep.csv")
+    rows = list(csv.DictReader(path.open()))
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert "clients.per_round=9" in done.stderr
+
+
+def test_help_names_the_groups(tmp_path):
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("experiment: ", "strategy: ", "mnist", "resume"):
+        assert word in done.stdout
