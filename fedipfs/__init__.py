@@ -5,6 +5,7 @@ Everything in `__all__` is public. Names are loaded on first use, so importing t
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from fedipfs.strategies import FedAvg as FedAvg
     from fedipfs.tasks import Task as Task
     from fedipfs.weights import Weights as Weights
+
+# Read by Flower when it is imported: a privacy tool does not phone home. Set them to override.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _ROOMS = {
     "CID": "ipld",

@@ -6,7 +6,7 @@
     │   ├── DataError                 data files: missing, malformed, wrong checksum
     │   ├── RunError                  a run's folder: exists, not found, in use, finished
     │   └── StoreError                the block store
-    │       ├── StoreUnusable         cannot be opened or written: permissions, read-only, not a store
+    │       ├── StoreUnusable         no permission, read-only, or not a store
     │       ├── StoreFull             no space left, or over the configured cap
     │       ├── BlockNotFound         a CID the store does not hold
     │       └── BlockCorrupt          bytes that do not hash to their CID

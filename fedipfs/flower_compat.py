@@ -1,18 +1,10 @@
-"""The only file that touches a name Flower does not export publicly.
-
-Also the place that switches off Flower's telemetry and update check before Flower is imported:
-a privacy tool does not phone home. Set the variables yourself to override.
-"""
+"""The only file that touches a name Flower does not export publicly."""
 
 from __future__ import annotations
 
 import logging
-import os
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import (
     message_from_proto,
@@ -22,8 +14,6 @@ from flwr.common.serde import (
 )
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.proto.run_pb2 import Run as ProtoRun
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
@@ -31,8 +21,7 @@ __all__ = [
     "CLIENT_APP_RAISED_EXCEPTION",
     "NODE_UNAVAILABLE",
     "SERVER_NODE_ID",
-    "ProtoRun",
-    "Run",
+    "error_instead",
     "flower_logger",
     "message_from_bytes",
     "message_to_bytes",
@@ -56,6 +45,11 @@ def set_identity(*, run_id: int, node_id: int, task_id: int = 0) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message its id, which in a deployment the SuperLink does."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def error_instead(message: Message, error: Error) -> Message:
+    """A message with the same metadata that carries `error` instead of its content."""
+    return Message(error=error, metadata=message.metadata)  # type: ignore[call-overload]
 
 
 def message_to_bytes(message: Message) -> bytes:

@@ -11,12 +11,12 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path
+from pathlib import Path  # noqa: E402
 
-import pytest
-from hypothesis import settings
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
-from fedipfs.store import FolderStore
+from fedipfs.store import FolderStore  # noqa: E402
 
 settings.register_profile("fedipfs", deadline=None)  # a busy machine is no finding
 settings.load_profile("fedipfs")

@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedipfs.clients import optim
 from fedipfs.data.base import Labels
 from fedipfs.errors import ConfigError, DataError
-from fedipfs.tasks import Task, evaluate
+from fedipfs.tasks import Task, evaluate, optim
 from fedipfs.tasks.evaluation import find_device
 
 __all__ = ["evaluate", "train"]

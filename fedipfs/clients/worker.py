@@ -35,8 +35,11 @@ def serve(options: Mapping[str, Any]) -> Callable[[bytes], bytes]:
     """The function that answers requests (DAG-CBOR in, DAG-CBOR out).
 
     `options`: `app` ("module:attribute" of a ClientApp), `store` (as for open_store), `run_id`,
-    `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them).
+    `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them), and
+    `offline` (true where the server has downloaded what there was to download).
     """
+    if options["offline"]:
+        os.environ["FEDIPFS_OFFLINE"] = "1"
     flower_logger().setLevel(logging.WARNING)
     if options["threads"] is not None:
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -12,8 +13,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedipfs.errors import WeightsError
 from fedipfs.ipld import CID
-from fedipfs.store import Store
-from fedipfs.store import dag
+from fedipfs.store import Store, dag
 from fedipfs.weights import TensorSpec, Weights, canonical, code_of, put_lazily, spec_of
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ class StoredArrays(ArrayRecord):
     an ordinary one: `cid` is then None.
     """
 
-    cid: CID | None
-
     def __init__(self, store: Store, cid: CID, order: CID | None = None) -> None:
         super().__init__()
         self.__dict__.update(cid=cid, order=order, weights=Weights(store, cid))
@@ -63,7 +61,19 @@ class StoredArrays(ArrayRecord):
                 raise WeightsError(f"the order {order} does not name the tensors of {cid}")
         data = self.__dict__["_data"]
         for name in names:
-            data[name] = LazyArray(weights.specs[name], _loader(weights, name))
+            data[name] = LazyArray(weights.specs[name], partial(weights.tensor, name))
+
+    @property
+    def cid(self) -> CID | None:
+        """The CID of the safetensors file; None once the record was changed."""
+        cid: CID | None = self.__dict__["cid"]
+        return cid
+
+    @property
+    def order(self) -> CID | None:
+        """The CID of the list of tensor names, if they are not in file order."""
+        order: CID | None = self.__dict__["order"]
+        return order
 
     @property
     def weights(self) -> Weights:
@@ -88,10 +98,6 @@ class StoredArrays(ArrayRecord):
 
     def to_torch_state_dict(self, *, keep_input: bool = True) -> Any:
         return to_torch(self)
-
-
-def _loader(weights: Weights, name: str) -> Callable[[], np.ndarray]:
-    return lambda: weights.tensor(name)
 
 
 def store_arrays(
@@ -150,7 +156,7 @@ def from_numpy(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
     """An ArrayRecord over `tensors` without a copy (Flower's own constructor makes one)."""
     record = ArrayRecord()
     for name, array in tensors.items():
-        record[name] = LazyArray(spec_of(name, array), lambda array=array: array)
+        record[name] = LazyArray(spec_of(name, array), partial(np.asarray, array))
     return record
 
 

@@ -13,7 +13,7 @@ from fedipfs.exchange.arrays import StoredArrays, specs_of, store_arrays
 from fedipfs.exchange.default import default_store
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import check_update
-from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE
+from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
 from fedipfs.store import Store
 from fedipfs.weights import TensorSpec
 
@@ -133,11 +133,5 @@ class CidGrid(Grid):
                 if model is not None and isinstance(arrays, StoredArrays):
                     check_update(arrays, model.weights.specs, read=self._read_updates)
         except (BadUpdate, EdgeError, StoreError, FormatError) as error:
-            refused = Error(CLIENT_APP_RAISED_EXCEPTION, str(error))
-            return _error_reply(reply, refused)
+            return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, str(error)))
         return reply
-
-
-def _error_reply(reply: Message, error: Error) -> Message:
-    """`reply`, carrying `error` instead of its content."""
-    return Message(error, metadata=reply.metadata)

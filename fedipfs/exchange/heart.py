@@ -44,7 +44,7 @@ class Exchange:
             else:
                 slim[key] = record
         if references:
-            slim[KEY] = ConfigRecord(references)
+            slim[KEY] = ConfigRecord({**references})
         check_small(slim)
         return slim
 
@@ -65,17 +65,17 @@ class Exchange:
             if kind == "cid":
                 order = references.get(f"order:{key}")
                 full[key] = StoredArrays(
-                    self.store, CID.parse(_text(text)), order and CID.parse(_text(order))
+                    self.store, _cid(text), None if order is None else _cid(order)
                 )
             elif kind != "order" or f"cid:{key}" not in references:
                 raise EdgeError(f"unknown reference {name[:80]!r}; the peer runs another version")
         return full
 
 
-def _text(value: object) -> str:
+def _cid(value: object) -> CID:
     if not isinstance(value, str):
         raise EdgeError(f"a reference is a string, not {type(value).__name__}")
-    return value
+    return CID.parse(value)
 
 
 def check_small(content: RecordDict) -> None:

@@ -31,9 +31,7 @@ def check_finite(piece: np.ndarray, name: str) -> None:
         raise BadUpdate(f"tensor {name!r} holds NaN or infinite values")
 
 
-def check_update(
-    arrays: StoredArrays, model: dict[str, TensorSpec], *, read: bool = True
-) -> None:
+def check_update(arrays: StoredArrays, model: dict[str, TensorSpec], *, read: bool = True) -> None:
     """BadUpdate if an update cannot be fetched, verified or combined.
 
     With `read`, every value is fetched and looked at once, without keeping it.

@@ -1,8 +1,8 @@
 """Content identifiers (CIDv0 and CIDv1 of the multiformats CID spec), sha2-256 only.
 
-    CID.of(b"hello")                      the CID of a raw block
-    CID.parse("bafkrei...")               from text: base32, base36, base58btc, base16, or Qm...
-    str(cid), cid.bytes, CID.decode(...)  canonical text and binary forms
+CID.of(b"hello")                      the CID of a raw block
+CID.parse("bafkrei...")               from text: base32, base36, base58btc, base16, or Qm...
+str(cid), cid.bytes, CID.decode(...)  canonical text and binary forms
 """
 
 from __future__ import annotations

@@ -119,11 +119,6 @@ def write_json(path: Path, value: Any) -> None:
     Numbers that JSON cannot hold (NaN, infinities) become null; NumPy scalars become numbers.
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step, durably."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -13,14 +13,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedipfs.errors import ConfigError, FedIPFSError, RunInterrupted
 
-# The modules that workers need and that take long to import.
-_PRELOAD = ("fedipfs.clients.worker", "fedipfs.clients.app", "torch")
+_PRELOAD = ("fedipfs.clients.preload",)  # what workers need and what takes long to import
 _ON_RESUME = ("rounds", "engine", "data.root", "runs_dir", "resume")
 _failures: list[FedIPFSError] = []
 
@@ -108,7 +106,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         saved["data"]["root"] = values["data"]["root"]
     if any(key.partition(".")[0] == "engine" for key in given):
         saved["engine"] = values["engine"]
-    return saved  # type: ignore[no-any-return]
+    return dict(saved)
 
 
 def _complain(problem: object, code: int) -> int:

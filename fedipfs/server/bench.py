@@ -44,6 +44,7 @@ class Bench:
         task = tasks.load(
             target, config["task"]["options"], allowed=(*tasks.ALLOWED, target.rpartition(":")[0])
         )
+        tasks.optim.check(config["train"])
         options = config["data"]
         dataset = task.data(root=options["root"], fallback=options["fallback"])
         # Workers will find the partition in the cache; here it fails early if it cannot be made.

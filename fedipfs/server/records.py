@@ -60,12 +60,12 @@ def round_record(
     failures: Mapping[str, str],
     metrics: Mapping[str, Any],
     strategy: CID,
-    clients: Mapping[str, CID],
+    clients: Mapping[int, CID],
 ) -> dict[str, Any]:
     """The record of one completed round.
 
-    `strategy` links what the strategy remembers, `clients` the state of each client that keeps
-    any (local engine only); both are what a resumed run needs.
+    `strategy` links what the strategy remembers, `clients` the state of each node that keeps any
+    (local engine only); both are what a resumed run needs.
     """
     return {
         "type": ROUND,
@@ -75,13 +75,11 @@ def round_record(
         "model_in": model_in,
         "model_out": model_out,
         "order": order,
-        "updates": [
-            {**update._asdict(), "metrics": plain(update.metrics)} for update in updates
-        ],
+        "updates": [{**update._asdict(), "metrics": plain(update.metrics)} for update in updates],
         "failures": dict(failures),
         "metrics": plain(metrics),
         "strategy": strategy,
-        "clients": dict(clients),
+        "clients": {str(node): state for node, state in clients.items()},
         "privacy": None,
     }
 

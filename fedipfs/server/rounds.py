@@ -109,7 +109,7 @@ class Federation:
             failures=named,
             metrics={"train": train, "evaluate": federated, "server": server},
             strategy=save_state(self.strategy, self.store),
-            clients={self.grid.name_of(node): cid for node, cid in self.grid.states.items()},
+            clients=self.grid.states,
         )
         self.head = dag.put_record(self.store, record)
         return Round(

@@ -20,7 +20,7 @@ from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
 from fedipfs.server.bench import Bench
-from fedipfs.server.engine.local import FIRST_NODE, LocalGrid
+from fedipfs.server.engine.local import LocalGrid, Traffic
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.records import ROUND, plain, run_record
@@ -69,20 +69,33 @@ class _Session:
         progress: Progress,
         began: float,
     ) -> None:
-        self.config, self.bench, self.folder, self.progress = config, bench, folder, progress
-        self.began = began
+        self.config = {**config, "run_id": folder.run_id}
+        self.bench, self.store = bench, bench.store
+        self.folder, self.progress, self.began = folder, progress, began
+        self.model = bench.model
         self.lines: list[dict[str, Any]] = []
-        self.model, self.head = bench.model, folder.head
-        self.worker_rss = 0
+        self.states: dict[int, CID] = {}
+        self.traffic = Traffic()
+        dataset = bench.dataset.name
+        self.recorded = dag.put_record(self.store, {**recorded(config), "dataset": dataset})
+        self.head = folder.head or dag.put_record(
+            self.store, run_record(self.recorded, _cid(self.model), self.model.order, dataset)
+        )
 
     def run(self) -> dict[str, Any]:
         config, folder = self.config, self.folder
-        config["run_id"] = folder.run_id
+        last = self._last_round()
+        if last >= config["rounds"]:
+            raise RunError(
+                f"run {folder.run_id} has finished its {last} rounds; to train on, add "
+                f"rounds={last + 1} or more"
+            )
         folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        self.store.pin(self.head, folder.run_id)
         pool = _pool(config)
         status, error = "failed", None
         try:
-            self._rounds(pool)
+            self._rounds(pool, last + 1)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -100,89 +113,72 @@ class _Session:
         self.progress.finish(summary, folder.path, config["store"].get("path"))
         return summary
 
-    def _rounds(self, pool: Pool) -> None:
-        config, bench, store = self.config, self.bench, self.bench.store
-        grid = LocalGrid(pool, config["clients"]["total"], on_reply=self.progress.client_done)
-        cid = dag.put_record(store, {**recorded(config), "dataset": bench.dataset.name})
-        last = self._last_round(cid, grid)
-        if last == 0:
-            genesis = run_record(cid, _cid(self.model), self.model.order, bench.dataset.name)
-            self.head = dag.put_record(store, genesis)
-            store.pin(self.head, self.folder.run_id)
-        if last >= config["rounds"]:
-            raise RunError(
-                f"run {self.folder.run_id} has finished its {last} rounds; to train on, add "
-                f"rounds={last + 1} or more"
-            )
-        federation = Federation(
-            store,
-            grid,
-            bench.strategy,
-            self.model,
-            cid,
-            self.head,
-            config["seed"],
-            config["clients"]["min_successes"],
-            evaluate=(lambda model: bench.evaluate(model, config))
-            if config["evaluate"]["server"]
-            else None,
-            on_phase=self.progress.phase,
-        )
-        self.progress.start(
-            self.folder.run_id,
-            config["experiment"],
-            config["rounds"],
-            last + 1,
-            bench.dataset.note,
-        )
-        for number in range(last + 1, config["rounds"] + 1):
-            self.progress.round_started(number, config["clients"]["per_round"])
-            self._round(federation, number)
-
-    def _last_round(self, config_cid: CID, grid: LocalGrid) -> int:
+    def _last_round(self) -> int:
         """Put everything where the last completed round left it; 0 if there is none."""
-        if self.head is None:
-            self.folder.rewrite([])
-            return 0
-        store = self.bench.store
-        record = dag.get_record(store, self.head)
-        if record["type"] != ROUND or record["config"] != config_cid:
+        record = dag.get_record(self.store, self.head)
+        if record["config"] != self.recorded:
             raise RunError(
                 f"{self.folder.path} was run with another configuration or data set than "
                 "its config.yaml gives now; start a new run"
             )
-        self.model = StoredArrays(store, record["model_out"], record["order"])
-        load_state(self.bench.strategy, store, record["strategy"])
-        for name, state in record["clients"].items():
-            grid.states[FIRST_NODE + int(name.rpartition("-")[2])] = state
+        if record["type"] != ROUND:
+            self.folder.rewrite([])
+            return 0
+        self.model = StoredArrays(self.store, record["model_out"], record["order"])
+        load_state(self.bench.strategy, self.store, record["strategy"])
+        self.states = {int(node): state for node, state in record["clients"].items()}
         number = int(record["round"])
         # A line may have been written for a round whose record was not completed.
         self.lines = [line for line in self.folder.lines() if line["round"] <= number]
         self.folder.rewrite(self.lines)
-        for root, name in store.pins().items():
+        for root, name in self.store.pins().items():
             if name == self.folder.run_id and root != self.head:
-                store.unpin(root)
+                self.store.unpin(root)
         return number
 
-    def _round(self, federation: Federation, number: int) -> None:
-        began, config, store = time.monotonic(), self.config, self.bench.store
-        traffic = federation.grid.traffic
-        before, counters = traffic.copy(), store.counters.copy()
-        every = config["evaluate"]["every"]
-        done = federation.play(
-            number, evaluate=number % every == 0 or number == config["rounds"]
+    def _rounds(self, pool: Pool, first: int) -> None:
+        config, bench, progress = self.config, self.bench, self.progress
+        grid = LocalGrid(
+            pool, config["clients"]["total"], states=self.states, on_reply=progress.client_done
         )
+        self.traffic = grid.traffic
+        federation = Federation(
+            self.store,
+            grid,
+            bench.strategy,
+            self.model,
+            self.recorded,
+            self.head,
+            config["seed"],
+            config["clients"]["min_successes"],
+            on_phase=progress.phase,
+        )
+        if config["evaluate"]["server"]:
+            federation.evaluate = lambda model: bench.evaluate(model, config)
+        progress.start(
+            self.folder.run_id,
+            config["experiment"],
+            config["rounds"],
+            first,
+            bench.dataset.note,
+        )
+        for number in range(first, config["rounds"] + 1):
+            progress.round_started(number, config["clients"]["per_round"])
+            self._round(federation, number)
+
+    def _round(self, federation: Federation, number: int) -> None:
+        began, config, store = time.monotonic(), self.config, self.store
+        before, counters = self.traffic.copy(), store.counters.copy()
+        due = number % config["evaluate"]["every"] == 0 or number == config["rounds"]
+        done = federation.play(number, evaluate=due)
         asked = done.selected * (2 if done.evaluate is not None else 1) or 1
+        now = self.traffic
+        put = now.store_put - before.store_put + store.counters.put_bytes - counters.put_bytes
+        get = now.store_get - before.store_get + store.counters.get_bytes - counters.get_bytes
         moved = {
-            "flower_per_client": round((traffic.flower - before.flower) / asked),
-            "store_put": traffic.store_put
-            - before.store_put
-            + store.counters.put_bytes
-            - counters.put_bytes,
-            "store_get": traffic.store_get
-            - before.store_get
-            + store.counters.get_bytes
-            - counters.get_bytes,
+            "flower_per_client": round((now.flower - before.flower) / asked),
+            "store_put": put,
+            "store_get": get,
         }
         line = _line(done, moved, time.monotonic() - began)
         # The order makes any moment a safe one to be killed: blocks, line, head.
@@ -192,7 +188,6 @@ class _Session:
         self.folder.write("head", f"{done.record}\n")
         store.unpin(self.head)
         self.model, self.head = done.model, done.record
-        self.worker_rss = traffic.peak_rss
         self.lines.append(line)
         self.progress.round_done(line)
 
@@ -237,7 +232,7 @@ class _Session:
                 "store_put": sum(line["bytes"]["store_put"] for line in lines),
                 "store_get": sum(line["bytes"]["store_get"] for line in lines),
             },
-            "peak_rss_mb": round(max(self.worker_rss, _peak_rss()) / 1e6, 1),
+            "peak_rss_mb": round(max(self.traffic.peak_rss, _peak_rss()) / 1e6, 1),
             "privacy": None,
             "status": status,
             "error": error,
@@ -257,19 +252,18 @@ def _pool(config: Mapping[str, Any]) -> Pool:
             "allowed-tasks": config["task"]["target"].rpartition(":")[0],
         },
         "threads": 1,
+        "offline": True,
     }
     engine = config["engine"]
     if engine["name"] == "serial":
         return SerialPool(WORKER, options)
-    return ProcessPool(
-        WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"]
-    )
+    return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
 
 
 def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     failed = [{"client": name, "reason": why} for name, why in done.failures.items()]
-    return plain(  # type: ignore[no-any-return]
+    line: dict[str, Any] = plain(
         {
             "round": done.number,
             "seconds": round(seconds, 4),
@@ -287,6 +281,7 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             "record_cid": str(done.record),
         }
     )
+    return line
 
 
 def _cid(model: StoredArrays) -> CID:

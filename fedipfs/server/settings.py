@@ -18,6 +18,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError naming the first value that cannot be right and what to do.
     """
     config = _copy(config)
+    assert isinstance(config, dict)
     clients, data, train = config["clients"], config["data"], config["train"]
     _integer(config, "rounds", 1)
     _integer(config, "seed", 0)

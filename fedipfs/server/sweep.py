@@ -25,8 +25,9 @@ class SweepTable(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if not hasattr(self, "_rows"):  # a single run
             return
-        summary = cells.pop() if cells else {"status": "failed"}
-        choices = dict(item.lstrip("+~").partition("=")[::2] for item in job_return.overrides)
+        summary: dict[str, Any] = cells.pop() if cells else {"status": "failed"}
+        words = job_return.overrides or ()
+        choices: dict[str, Any] = dict(word.lstrip("+~").partition("=")[::2] for word in words)
         metrics = summary.get("metrics") or {}
         self._rows.append(
             {

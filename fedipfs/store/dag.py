@@ -1,8 +1,8 @@
 """Files, records and CARs over any store.
 
-    root = dag.add_file(store, "model.safetensors")
-    b"".join(dag.cat(store, root))
-    cid = dag.put_record(store, {"model": root, "round": 3})
+root = dag.add_file(store, "model.safetensors")
+b"".join(dag.cat(store, root))
+cid = dag.put_record(store, {"model": root, "round": 3})
 """
 
 from __future__ import annotations

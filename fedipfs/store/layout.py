@@ -1,9 +1,9 @@
 """Where things lie in a store's folder.
 
-    fedipfs-store                 the marker: format and version
-    blocks/<2 characters>/<CID>   one file a block, its CIDv1 in base32 as name
-    pins/<CID>                    one file a pinned root, holding {"name": ...}
-    gc.lock                       held exclusively by a garbage collection, shared while pinning
+fedipfs-store                 the marker: format and version
+blocks/<2 characters>/<CID>   one file a block, its CIDv1 in base32 as name
+pins/<CID>                    one file a pinned root, holding {"name": ...}
+gc.lock                       held exclusively by a garbage collection, shared while pinning
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Mean:
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._sums = {spec.name: np.zeros(spec.count, np.float64) for spec in specs}
+        self._sums = {spec.name: np.zeros(spec.elements, np.float64) for spec in specs}
         self._total = 0.0
         self._small = sum(spec.nbytes for spec in specs) <= _INLINE
 
@@ -73,4 +73,3 @@ class Mean:
         mean = self._sums.pop(name)
         mean /= self._total
         return to_dtype(mean, spec).reshape(spec.shape)
-

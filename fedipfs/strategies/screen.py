@@ -39,9 +39,7 @@ def screen(
     return good, reasons
 
 
-def require(
-    min_successes: int, good: int, reasons: Mapping[Any, str], name: str
-) -> None:
+def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str) -> None:
     """RunFailed, with the reasons, if fewer than `min_successes` replies of round `name` serve."""
     if good >= min_successes:
         return

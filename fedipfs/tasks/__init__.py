@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fedipfs.tasks import optim
 from fedipfs.tasks.base import Task
 from fedipfs.tasks.evaluation import evaluate
 from fedipfs.tasks.loading import ALLOWED, load
 
-__all__ = ["ALLOWED", "Task", "evaluate", "load"]
+__all__ = ["ALLOWED", "Task", "evaluate", "load", "optim"]

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
+from typing_extensions import Buffer
 
 from fedipfs.errors import WeightsError
 from fedipfs.ipld import CID, unixfs
@@ -43,9 +44,7 @@ def put_lazily(
     return unixfs.build(chunks(specs, tensor), store.put)
 
 
-def chunks(
-    specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]
-) -> Iterator[memoryview]:
+def chunks(specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
     """The file's leaves in order: the header, then every tensor, cut every 1 MiB."""
     ordered = canonical(specs)
     yield from unixfs.chunk(encode_header(ordered))
@@ -86,7 +85,7 @@ class Weights:
     def tensor(self, name: str) -> np.ndarray:
         """A fresh, writable copy of one tensor."""
         spec = self.specs[name]
-        flat = np.empty(spec.count, spec.numpy_dtype)
+        flat = np.empty(spec.elements, spec.numpy_dtype)
         if spec.nbytes:
             target = flat.view(np.uint8)
             for start, piece in self._pieces(self._offsets[name], spec.nbytes):
@@ -99,7 +98,7 @@ class Weights:
 
     def piece_starts(self, spec: TensorSpec) -> range:
         """Index of the first element of each piece of a tensor."""
-        return range(0, spec.count, unixfs.CHUNK // spec.numpy_dtype.itemsize)
+        return range(0, spec.elements, unixfs.CHUNK // spec.numpy_dtype.itemsize)
 
     def piece(self, name: str, start: int) -> np.ndarray:
         """At most 1 MiB of a tensor from element `start`: flat, read-only, without a copy."""
@@ -147,8 +146,10 @@ class Weights:
 
     def _read(self, offset: int, length: int) -> bytes:
         pieces = [piece for _, piece in self._pieces(offset, length)]
-        if len(pieces) == 1 and isinstance(pieces[0].obj, bytes) and pieces[0].nbytes == len(
-            pieces[0].obj
+        if (
+            len(pieces) == 1
+            and isinstance(pieces[0].obj, bytes)
+            and pieces[0].nbytes == len(pieces[0].obj)
         ):
             return pieces[0].obj  # aligned: no copy
         return b"".join(pieces)

@@ -54,10 +54,10 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return self.count * DTYPES[self.dtype].itemsize
+        return self.elements * DTYPES[self.dtype].itemsize
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Number of elements (1 for a scalar)."""
         return math.prod(self.shape)
 

@@ -245,9 +245,9 @@ def test_a_call_costs_hardly_more_than_its_steps():
     def best(function):
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()  # other processes do not count
             function(Toy().model(), 20)
-            times.append((time.perf_counter() - began) / 20)
+            times.append((time.process_time() - began) / 20)
         return min(times)
 
     best(loop)  # torch's first optimizer imports a good deal

@@ -201,7 +201,10 @@ def test_an_update_that_does_not_fit_the_model_is_an_error_reply(store, arrays, 
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
-        ({"cid:arrays": "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"}, "bafkreihdw"),
+        (
+            {"cid:arrays": "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"},
+            "bafkreihdw",
+        ),
         ({"cid:arrays": "not a cid"}, "not a cid"),
         ({"cid:arrays": 7}, "a reference is a string"),
         ({"order:arrays": "x"}, "unknown reference"),

@@ -146,7 +146,7 @@ def test_killed_at_any_moment_it_still_resumes(tmp_path):
     for kill in range(6):
         process = start(*words, cwd=tmp_path)
         seen = _rounds(folder)
-        _wait_for(lambda seen=seen: _rounds(folder) > seen or process.poll() is not None)
+        _wait_for(lambda seen=seen, p=process: _rounds(folder) > seen or p.poll() is not None)
         time.sleep(0.013 * kill)
         process.kill()
         process.communicate()

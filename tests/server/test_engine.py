@@ -28,6 +28,7 @@ def options(store, app: str = "engine_apps:app") -> dict:
         "run_config": {},
         "node_config": {},
         "threads": None,
+        "offline": True,
     }
 
 

@@ -15,10 +15,23 @@ from fedipfs.server import records, settings
 from fedipfs.store import FolderStore, dag
 from fedipfs.weights import Weights
 
-KEYS = (
-    "run_id experiment dataset strategy engine rounds_completed final_model_cid head_cid metrics "
-    "seconds sgd_steps bytes peak_rss_mb privacy status"
-).split()
+KEYS = [
+    "run_id",
+    "experiment",
+    "dataset",
+    "strategy",
+    "engine",
+    "rounds_completed",
+    "final_model_cid",
+    "head_cid",
+    "metrics",
+    "seconds",
+    "sgd_steps",
+    "bytes",
+    "peak_rss_mb",
+    "privacy",
+    "status",
+]
 
 
 def test_a_run_leaves_a_model_its_cid_and_a_record_back_to_the_start(tmp_path):
@@ -121,9 +134,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path, strategy)
 
 def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
     play(tmp_path, *QUICK, "run_id=one")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir() if p.suffix == ".json"}
     with pytest.raises(RunError, match="has finished its 2 rounds"):
         play(tmp_path, *QUICK, "run_id=one", resume=True)
-    assert (tmp_path / "one" / "model.safetensors").exists()
+    for name, content in before.items():
+        assert (tmp_path / "one" / name).read_bytes() == content
 
 
 def test_federated_evaluation_uses_what_clients_hold_out(tmp_path):

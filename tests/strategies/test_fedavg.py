@@ -70,7 +70,9 @@ def test_the_mean_is_weighted_by_examples(store):
 def test_the_bits_do_not_depend_on_the_order_of_replies(tmp_path_factory, order, seed):
     store = FolderStore(tmp_path_factory.mktemp("s"), durable=False)
     rng = np.random.default_rng(seed)
-    updates = [{"w": (rng.normal(size=99) * 10.0 ** rng.integers(-6, 6)).astype("f4")} for _ in order]
+    updates = [
+        {"w": (rng.normal(size=99) * 10.0 ** rng.integers(-6, 6)).astype("f4")} for _ in order
+    ]
     cids = []
     for arrival in (range(5), order):
         r = Round(store, {"w": np.zeros(99, "f4")}, 5)

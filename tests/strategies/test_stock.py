@@ -26,10 +26,19 @@ OPTIONS = {
     "bulyan": {"num_malicious_nodes": 1},
     "qfedavg": {"client_learning_rate": 0.1},
 }
-ISSUE = (
-    "fedadam fedyogi fedadagrad fedavgm fedprox krum multikrum bulyan fedmedian fedtrimmedavg "
-    "qfedavg"
-).split()
+ISSUE = [
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fedavgm",
+    "fedprox",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "fedmedian",
+    "fedtrimmedavg",
+    "qfedavg",
+]
 
 
 def initial():

@@ -143,9 +143,7 @@ class LocalGrid(Grid):
         self.traffic.store_get += answer["get"]
         self.traffic.peak_rss = max(self.traffic.peak_rss, answer["rss"])
         if answer["error"] is not None:
-            return Message(
-                Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message
-            )
+            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message)
         if answer["state"] is not None:
             self.states[message.metadata.dst_node_id] = answer["state"]
         self.traffic.flower += len(answer["message"])

@@ -50,7 +50,33 @@ def apply_schedule(
             ) from error
 
 
+def check(train: Mapping[str, Any]) -> None:
+    """ConfigError if `train.optimizer` or `train.schedule` names no class or no option of it.
+
+    Nothing is made (torch takes a second for its first optimizer), so an option's value is
+    looked at only when a client trains.
+    """
+    for key, known in (("optimizer", _optimizers()), ("schedule", _schedules())):
+        spec = train[key]
+        if spec is None and key == "schedule":
+            continue
+        cls, options = _find(f"train.{key}", known, spec)
+        try:
+            inspect.signature(cls).bind(None, **options)
+        except TypeError as error:
+            raise _refused(f"train.{key}", cls, options, error) from None
+
+
 def _make(key: str, known: Mapping[str, Any], spec: Mapping[str, Any], first: Any) -> Any:
+    cls, options = _find(key, known, spec)
+    try:
+        return cls(first, **options)
+    except Exception as error:  # whatever torch makes of the user's options
+        raise _refused(key, cls, options, error) from error
+
+
+def _find(key: str, known: Mapping[str, Any], spec: Any) -> tuple[Any, dict[str, Any]]:
+    """The class that `spec` names, and its options."""
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{key}={spec} must have a name, as {key}.name=...")
     options = dict(spec)
@@ -60,14 +86,15 @@ def _make(key: str, known: Mapping[str, Any], spec: Mapping[str, Any], first: An
         near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
         names = sorted(found.__name__ for found in (known[one] for one in near or known))
         raise ConfigError(f"{key}.name={name} is unknown; choose {', '.join(names)}")
-    try:
-        return cls(first, **options)
-    except Exception as error:  # whatever torch makes of the user's options
-        given = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise ConfigError(
-            f"{key}.name={cls.__name__} does not work with {given or 'no options'}"
-            f" ({_line(error)}); correct {key}, and drop an option with ~{key}.OPTION"
-        ) from error
+    return cls, options
+
+
+def _refused(key: str, cls: Any, options: Mapping[str, Any], error: Exception) -> ConfigError:
+    given = ", ".join(f"{option}={value}" for option, value in options.items())
+    return ConfigError(
+        f"{key}.name={cls.__name__} does not work with {given or 'no options'}"
+        f" ({_line(error)}); correct {key}, and drop an option with ~{key}.OPTION"
+    )
 
 
 def _line(error: Exception) -> str:
