@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import libipld
+
 from fedipfs.errors import CidError
 from fedipfs.ipld import varint
 
@@ -118,7 +120,7 @@ class CID:
     def __str__(self) -> str:
         if self.version == 0:
             return _to_base(_BASE58, self.bytes)
-        return "b" + base64.b32encode(self.bytes).decode("ascii").rstrip("=").lower()
+        return str(libipld.encode_multibase("b", self.bytes))  # ten times as fast as base64
 
     def __repr__(self) -> str:
         return f"CID({self})"

@@ -103,24 +103,20 @@ def _encode(value: Any, parts: list[bytes], depth: int) -> None:
 
 
 def _resolve(parsed: Any, block: bytes, position: int, depth: int) -> tuple[Any, int]:
-    """`parsed` with its links as CID, and where its encoding, which starts here, ends."""
+    """`parsed`, its links made CID in place, and where its encoding, which starts here, ends."""
     if depth > MAX_DEPTH:
         raise DagCborError(f"value is nested deeper than {MAX_DEPTH}")
-    value: Any
     if type(parsed) is dict:
         position = _expect(_head(_MAP, len(parsed)), block, position)
-        value = {}
         for key, item in parsed.items():
             position = _expect(_scalar(key), block, position)
-            value[key], position = _resolve(item, block, position, depth + 1)
-        return value, position
+            parsed[key], position = _resolve(item, block, position, depth + 1)
+        return parsed, position
     if type(parsed) is list:
         position = _expect(_head(_LIST, len(parsed)), block, position)
-        value = []
-        for item in parsed:
-            item, position = _resolve(item, block, position, depth + 1)
-            value.append(item)
-        return value, position
+        for index, item in enumerate(parsed):
+            parsed[index], position = _resolve(item, block, position, depth + 1)
+        return parsed, position
     if type(parsed) is bytes and block.startswith(_LINK, position):
         try:
             value = CID.decode(parsed)

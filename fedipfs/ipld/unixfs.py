@@ -23,7 +23,7 @@ CHUNK = 1 << 20  # bytes of a full leaf
 MAX_LINKS = 1024  # of a node that we write
 MAX_BLOCK = 2 << 20  # bytes of a block that we read
 MAX_DEPTH = 16  # levels of nodes that we read; 1024**6 leaves of 1 MiB exceed 64-bit sizes
-MAX_LEAVES = 1 << 20  # of a list of leaves that we hold in memory
+MAX_LEAVES = 1 << 18  # of a list of leaves that we hold in memory
 
 _RAW_TYPE, _FILE_TYPE = 0, 2  # Data.DataType
 _TYPE, _DATA, _FILESIZE, _BLOCKSIZES = 0x08, 0x12, 0x18, 0x20  # Data: protobuf tags
@@ -143,7 +143,7 @@ def leaves(root: CID, get: Get, threads: int = 1) -> Iterator[bytes]:
 def leaf_links(root: CID, get: Get) -> list[tuple[CID, int]]:
     """The leaves' CIDs and bytes in order; raw leaves are not fetched, except a lone root.
 
-    Raises UnixFSError also for over 2**20 leaves and for data inside dag-pb nodes.
+    Raises UnixFSError also for over 2**18 leaves and for data inside dag-pb nodes.
     """
     if root.codec == RAW:
         return [(root, len(_fetch(root, get)))]
