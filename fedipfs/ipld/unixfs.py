@@ -120,24 +120,21 @@ def size(root: CID, get: Get) -> int:
     return len(block) if root.codec == RAW else _decode(root, block).size
 
 
-def leaves(root: CID, get: Get, threads: int = 1) -> Iterator[bytes]:
-    """The file's bytes, leaf by leaf in order; `get` runs on up to `threads` threads, ahead.
+def leaves(root: CID, get: Get) -> Iterator[bytes]:
+    """The file's bytes, leaf by leaf in order, lazily, in constant memory.
 
-    Constant memory, lazily. Work is bounded by the size that `size` reports: every link must
-    declare at least one byte, sizes must add up, and nodes may be 16 levels deep. Raises
-    UnixFSError.
+    Work is bounded by the size that `size` reports: every link must declare at least one byte,
+    sizes must add up, and nodes may be 16 levels deep. Raises UnixFSError.
     """
-
-    def fetch(item: tuple[CID, int | None] | bytes) -> bytes:
+    for item in _walk(root, get):
         if isinstance(item, bytes):
-            return item
+            yield item
+            continue
         cid, expected = item
         block = _fetch(cid, get)
         if expected is not None and len(block) != expected:
             raise UnixFSError(f"leaf {cid} has {len(block)} bytes, its parent says {expected}")
-        return block
-
-    return map_ahead(fetch, _walk(root, get), threads)
+        yield block
 
 
 def leaf_links(root: CID, get: Get) -> list[tuple[CID, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import sys
@@ -46,6 +47,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
     with _QuietFlower():
         progress.phase("loading data and model")
         bench = Bench.prepare(config)
+        gc.freeze()  # Flower's QFedAvg and Bulyan collect garbage for every update
         if resume:
             folder = RunFolder.open(config["runs_dir"], config["run_id"])
         else:

@@ -93,7 +93,7 @@ class StoreStat:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Blocks read, their bytes, and the CIDs of those whose bytes are not theirs."""
+    """Blocks read, the bytes of the whole ones, and the CIDs of the damaged ones."""
 
     blocks: int
     bytes: int

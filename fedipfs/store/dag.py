@@ -18,7 +18,7 @@ from fedipfs.store.base import Store
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_THREADS = 2  # hashing and file access release the GIL; more gained nothing
+_THREADS = 2  # for writing: hashing and file access release the GIL; a third gained nothing
 
 
 def add(store: Store, chunks: Iterable[Buffer]) -> CID:
@@ -37,7 +37,7 @@ def add_file(store: Store, path: str | os.PathLike[str]) -> CID:
 
 def cat(store: Store, cid: CID) -> Iterator[bytes]:
     """The bytes of a file, leaf by leaf, every block checked. Raises UnixFSError, StoreError."""
-    return unixfs.leaves(cid, store.get, _THREADS)
+    return unixfs.leaves(cid, store.get)
 
 
 def walk(store: Store, root: CID) -> Iterator[CID]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from fedipfs.errors import BlockCorrupt, BlockNotFound, ConfigError, StoreError
 from fedipfs.ipld import CID, RAW
-from fedipfs.ipld.ahead import map_ahead
 from fedipfs.store import gc, layout, pins
 from fedipfs.store.base import MAX_BLOCK, Counters, GcReport, StoreStat, VerifyReport
 from fedipfs.store.files import os_errors, sync, sync_filesystem, translated, write_whole
@@ -137,7 +136,7 @@ class FolderStore:
     def gc(self, grace_s: float) -> GcReport:
         """Remove blocks that no pin leads to and that are older than `grace_s` seconds.
 
-        Raises StoreError while another collection runs.
+        Waits while another collection runs. Raises StoreUnusable.
         """
         return gc.collect(self, str(self.path), self.pins, grace_s)
 
@@ -145,13 +144,14 @@ class FolderStore:
         """Read and hash every block."""
         blocks = total = 0
         damaged: list[CID] = []
-        for cid, size in map_ahead(self._check, iter(self), threads=2):
-            if size is None:
+        for cid in self:
+            try:
+                total += len(self.get(cid))
+            except BlockNotFound:
                 continue  # removed meanwhile
-            blocks += 1
-            total += max(size, 0)
-            if size < 0:
+            except BlockCorrupt:
                 damaged.append(cid)
+            blocks += 1
         return VerifyReport(blocks, total, sorted(damaged))
 
     def stat(self) -> StoreStat:
@@ -205,15 +205,6 @@ class FolderStore:
                 total += entry.stat().st_size
                 blocks += 1
         return blocks, total
-
-    def _check(self, cid: CID) -> tuple[CID, int | None]:
-        """A block's bytes, -1 if it is damaged, None if it is gone."""
-        try:
-            return cid, len(self.get(cid))
-        except BlockCorrupt:
-            return cid, -1
-        except BlockNotFound:
-            return cid, None
 
 
 def _read(path: str) -> bytes | None:

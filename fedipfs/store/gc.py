@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from fedipfs.errors import BlockCorrupt, BlockNotFound, FormatError, StoreError
+from fedipfs.errors import BlockCorrupt, BlockNotFound, FormatError
 from fedipfs.ipld import CID, RAW, links
 from fedipfs.store import layout
 from fedipfs.store.base import GcReport, Store
@@ -29,18 +29,13 @@ _TEMPORARY_S = 600.0  # no write of one block takes longer
 
 @contextlib.contextmanager
 def locked(folder: str, *, exclusive: bool) -> Iterator[None]:
-    """Hold the collection lock: exclusively (StoreError if taken), or shared (waits)."""
+    """Hold the collection lock, exclusively or shared, waiting for it."""
     path = f"{folder}/gc.lock"
     with os_errors(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         with os_errors(path):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{folder} is being collected or pinned by another process: try again later"
-                ) from None
+            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
     finally:
         os.close(handle)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import pickle
 
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from fedipfs.errors import CidError, FormatError
 from fedipfs.ipld import CID, DAG_CBOR, DAG_PB, RAW, varint
 
-# Texts of one CID, from the multiformats playground's usual example.
+# One CID, its texts by npm multiformats.
 V0 = "QmbWqxBEKC3P8tqsKc98xmWNzrzDtRLMiMPL8wBuTGsMnR"
 V1 = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 
 cids = st.builds(
-    CID, st.just(1), st.one_of(st.sampled_from([RAW, DAG_PB, DAG_CBOR]), st.integers(0, 2**63 - 1)),
+    CID,
+    st.just(1),
+    st.one_of(st.sampled_from([RAW, DAG_PB, DAG_CBOR]), st.integers(0, 2**63 - 1)),
     st.binary(min_size=32, max_size=32),
 ) | st.builds(CID, st.just(0), st.just(DAG_PB), st.binary(min_size=32, max_size=32))
 
@@ -24,7 +27,7 @@ cids = st.builds(
 def test_well_known_cids() -> None:
     assert str(CID.of(b"")) == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
     assert str(CID.of(b"hello world")) == (
-        "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+        "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
     )
     assert str(CID.parse(V0).to_v1()) == V1
     assert str(CID.parse(V0)) == V0 and CID.parse(V0).version == 0
@@ -51,9 +54,13 @@ def test_other_multibases_name_the_same_cid(cid: CID) -> None:
         assert CID.parse(text) == cid
 
 
-def test_base58btc_multibase() -> None:
-    text = "zdj7WbTaiJT1fgatdet9Ei9iDB5hdCxkbVyhyh8YTUnXMiwYi"  # as js-ipfs writes CIDv1
-    assert CID.parse(text).version == 1
+def test_texts_by_another_implementation() -> None:
+    for text in (
+        "k2jmtxw8rjh1z69c6not3wtdxb0u3urbzhyll1t9jg6ox26dhi5sfi1m",
+        "zdj7Wic6KcJAfWz1c9o4M6kq9Lwd5BfbxkVafnrojaaGiSFxM",
+        "f01701220c3c4733ec8affd06cf9e9ff50ffc6bcd2ec85a6170004bb709669c31de94391a",
+    ):
+        assert str(CID.parse(text)) == V1
     with pytest.raises(CidError, match="multibase prefix"):
         CID.parse("z" + V0)
 
@@ -92,18 +99,14 @@ def test_other_hashes_and_versions_are_refused_by_name() -> None:
 
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_cid_or_an_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(CidError):
         assert CID.decode(data).bytes == data
-    except CidError:
-        pass
 
 
 @given(st.text(max_size=70) | st.from_regex(r"\A[bBkzfQ][0-9a-zA-Z]{0,90}\Z"))
 def test_any_text_gives_a_cid_or_an_error(text: str) -> None:
-    try:
+    with contextlib.suppress(CidError):
         assert CID.parse(text) == CID.parse(str(CID.parse(text)))
-    except CidError:
-        pass
 
 
 @given(cids, st.data())
@@ -111,10 +114,8 @@ def test_no_changed_byte_goes_unnoticed(cid: CID, data: st.DataObject) -> None:
     raw = bytearray(cid.bytes)
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(CidError):
         assert CID.decode(bytes(raw)) != cid
-    except CidError:
-        pass
 
 
 def test_identity_order_and_hash() -> None:

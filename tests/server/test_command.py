@@ -107,11 +107,25 @@ def _group(pid: int) -> int:
         return 0
 
 
-LONG = ("+experiment=digits", "rounds=40", "clients.total=4", "strategy=fedadam", "run_id=one")
+ROUNDS = 14
+LONG = (
+    "+experiment=digits",
+    f"rounds={ROUNDS}",
+    "clients.total=4",
+    "strategy=fedadam",
+    "run_id=one",
+)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The summary of that run, never interrupted."""
+    return play(tmp_path_factory.mktemp("whole"), *LONG)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, sig):
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, whole, sig):
     folder = tmp_path / "runs" / "one"
     process = start(*LONG, cwd=tmp_path)
     _wait_for(lambda: _rounds(folder) >= 3)
@@ -130,30 +144,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, sig):
     _wait_for(lambda: not _family(process.pid), 15)
 
     done = lines(folder)
-    assert 3 <= len(done) < 40
+    assert 3 <= len(done) < ROUNDS
     resumed = command("resume=one", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert [line["round"] for line in lines(folder)] == list(range(1, 41))
-    whole = play(tmp_path / "whole", *LONG)
+    assert [line["round"] for line in lines(folder)] == list(range(1, ROUNDS + 1))
     assert summary(folder)["final_model_cid"] == whole["final_model_cid"]
     assert summary(folder)["head_cid"] == whole["head_cid"]
 
 
-def test_killed_at_any_moment_it_still_resumes(tmp_path):
+@pytest.mark.slow
+def test_killed_at_any_moment_it_still_resumes(tmp_path, whole):
     """Kills at moments spread over a round, between which the run must always find its way."""
     folder = tmp_path / "runs" / "one"
     words: tuple[str, ...] = LONG
-    for kill in range(6):
+    for kill in range(4):
         process = start(*words, cwd=tmp_path)
         seen = _rounds(folder)
         _wait_for(lambda seen=seen, p=process: _rounds(folder) > seen or p.poll() is not None)
-        time.sleep(0.013 * kill)
+        time.sleep(0.03 * kill)
         process.kill()
         process.communicate()
         words = ("resume=one",)
     done = command("resume=one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert summary(folder)["final_model_cid"] == play(tmp_path / "w", *LONG)["final_model_cid"]
+    assert summary(folder)["final_model_cid"] == whole["final_model_cid"]
 
 
 def test_what_may_not_change_on_resume_is_refused(tmp_path):
