@@ -49,7 +49,7 @@ def worker(pipe: Any, config: dict[str, Any], clients: list[int]) -> None:
         rate["lr"] = train["optimizer"]["lr"] * train["schedule"]["gamma"] ** (number - 1)
         states = []
         for client in clients:
-            model.load_state_dict(weights)
+            model.load_state_dict(tensors(weights))
             model.train()
             optimizer = torch.optim.SGD(model.parameters(), **rate)
             part = torch.from_numpy(parts[client])
@@ -59,8 +59,17 @@ def worker(pipe: Any, config: dict[str, Any], clients: list[int]) -> None:
                 torch.nn.functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
                 optimizer.step()
             states.append((len(part), {n: t.clone() for n, t in model.state_dict().items()}))
-        mean = {name: tensor.numpy() for name, tensor in average(states).items()}
-        pipe.send((sum(count for count, _ in states), mean))
+        pipe.send((sum(count for count, _ in states), arrays(average(states))))
+
+
+def arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def tensors(state: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in state.items()}
 
 
 def load() -> Any:
@@ -97,11 +106,11 @@ class BareProcesses:
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         for number in range(1, self.config["rounds"] + 1):
-            weights = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
+            weights = arrays(self.model.state_dict())
             for pipe in self.pipes:
-                pipe.send((number, {n: torch.from_numpy(a) for n, a in weights.items()}))
+                pipe.send((number, weights))
             answers = [pipe.recv() for pipe in self.pipes]
-            means = [(c, {n: torch.from_numpy(a) for n, a in m.items()}) for c, m in answers]
+            means = [(count, tensors(mean)) for count, mean in answers]
             self.model.load_state_dict(average(means))
             batch = self.config["evaluate"]["batch_size"]
             self.accuracy = accuracy(self.model, self.x, self.y, batch)

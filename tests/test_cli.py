@@ -122,6 +122,25 @@ def test_cid_prints_the_name_and_stores_nothing(folder: Path, capsys: Output) ->
     assert not (folder / "runs").exists()
 
 
+def test_a_model_file_has_the_cid_of_the_run_that_wrote_it(folder: Path, capsys: Output) -> None:
+    import numpy as np
+    import safetensors.numpy
+
+    from fedipfs import weights
+    from fedipfs.store import FolderStore
+
+    tensors = {"w": np.arange(300_000, dtype="f4"), "b": np.ones(3, "f4")}
+    stored = weights.put(FolderStore(folder / "elsewhere"), tensors)
+    safetensors.numpy.save_file(tensors, "m.safetensors")
+    assert main(["store", "cid", "--weights", "m.safetensors"]) == 0
+    assert capsys.readouterr().out.split() == [str(stored)]
+    assert main(["store", "add", "--weights", "m.safetensors"]) == 0
+    assert capsys.readouterr().out.split() == [str(stored)]
+    Path("no.safetensors").write_bytes(b"nonsense")
+    assert main(["store", "cid", "--weights", "no.safetensors"]) == 2
+    assert "safetensors" in capsys.readouterr().err
+
+
 def test_what_is_added_comes_back(folder: Path, capsys: Output) -> None:
     data = os.urandom(3 * unixfs.CHUNK + 7)
     (folder / "big").write_bytes(data)

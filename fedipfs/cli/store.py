@@ -62,6 +62,9 @@ def cid_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("cid", type=CidType())(command)
 
 
+weights_option = click.option(
+    "--weights", is_flag=True, help="Cut a safetensors FILE at its tensors, as runs do."
+)
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 
 
@@ -83,16 +86,16 @@ def _source(name: str) -> Iterator[BinaryIO]:
 
 @commands.command()
 @files_argument
+@weights_option
 @store_option
-def add(files: tuple[str, ...], path: Path) -> None:
+def add(files: tuple[str, ...], weights: bool, path: Path) -> None:
     """Store each FILE, pin it, and print its CID."""
-    from fedipfs.ipld import unixfs
     from fedipfs.store import dag
 
     blocks = open_folder(path, create=True)
     for name in files:
         with _source(name) as stream:
-            cid = dag.add(blocks, unixfs.chunk(stream))
+            cid = dag.add(blocks, _chunks(stream, weights))
         blocks.pin(cid, "stdin" if name == "-" else Path(name).name)
         blocks.flush()
         _print_cid(cid, name, files)
@@ -100,13 +103,31 @@ def add(files: tuple[str, ...], path: Path) -> None:
 
 @commands.command()
 @files_argument
-def cid(files: tuple[str, ...]) -> None:
-    """Print the CID of each FILE and store nothing."""
-    from fedipfs.ipld import unixfs
+@weights_option
+def cid(files: tuple[str, ...], weights: bool) -> None:
+    """Print the CID of each FILE and store nothing.
+
+    It is the one that IPFS gives with the profile unixfs-v1-2025; a run's model has the one that
+    --weights gives.
+    """
+    from fedipfs.ipld import CID, unixfs
 
     for name in files:
         with _source(name) as stream:
-            _print_cid(unixfs.cid_of(stream), name, files)
+            root = unixfs.build(_chunks(stream, weights), CID.of, threads=2)
+            _print_cid(root, name, files)
+
+
+def _chunks(stream: BinaryIO, weights: bool) -> Iterator[Any]:
+    from fedipfs.ipld import unixfs
+
+    if not weights:
+        return unixfs.chunk(stream)
+    if not stream.seekable():
+        raise click.UsageError("--weights needs a file, not a pipe")
+    from fedipfs.weights import file_chunks
+
+    return file_chunks(stream)
 
 
 def _print_cid(cid: CID, name: str, files: tuple[str, ...]) -> None:

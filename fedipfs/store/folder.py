@@ -138,6 +138,8 @@ class FolderStore:
 
         Waits while another collection runs. Raises StoreUnusable.
         """
+        if grace_s < 0:
+            raise ConfigError(f"grace_s={grace_s} must not be negative")
         return gc.collect(self, str(self.path), self.pins, grace_s)
 
     def verify(self) -> VerifyReport:

@@ -1,6 +1,6 @@
 """Arrays <-> bytes: canonical safetensors in tensor-aligned UnixFS leaves."""
 
-from fedipfs.weights.codec import Weights, chunks, put, put_lazily
+from fedipfs.weights.codec import Weights, chunks, file_chunks, put, put_lazily
 from fedipfs.weights.layout import TensorSpec, canonical, code_of, encode_header, spec_of
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "chunks",
     "code_of",
     "encode_header",
+    "file_chunks",
     "put",
     "put_lazily",
     "spec_of",

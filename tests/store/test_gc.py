@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedipfs.errors import ConfigError
 from fedipfs.ipld import CID, DAG_CBOR, DAG_PB, unixfs
 from fedipfs.store import FolderStore, dag, gc
 
@@ -51,6 +52,11 @@ def test_young_blocks_stay_and_putting_again_makes_young(store: FolderStore) -> 
     assert store.gc(100).removed == 1
     assert sorted(store) == sorted([young, again]) and not store.has(old)
     assert store.gc(0).removed == 2
+
+
+def test_a_negative_grace_age_is_refused(store: FolderStore) -> None:
+    with pytest.raises(ConfigError, match="grace_s=-1"):
+        store.gc(-1)
 
 
 def test_a_version_0_pin_keeps_its_blocks(store: FolderStore) -> None:

@@ -166,6 +166,17 @@ def test_a_malformed_file_is_a_named_error(store, data):
         Weights(store, cid).tensors()
 
 
+def test_a_file_that_exists_is_cut_as_put_cuts_it(store, tmp_path):
+    tensors = {"w": np.random.default_rng(0).random(400_000), "b": sample(np.dtype("f4"), (7,))}
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    with open(path, "rb") as file:
+        assert dag.add(store, weights.file_chunks(file)) == weights.put(store, tensors)
+    path.write_bytes(path.read_bytes() + b"x")
+    with open(path, "rb") as file, pytest.raises(WeightsError):
+        dag.add(store, weights.file_chunks(file))
+
+
 @given(st.data())
 def test_mutated_files_give_a_value_or_a_named_error(tmp_path_factory, data):
     store = FolderStore(tmp_path_factory.mktemp("s"), durable=False)

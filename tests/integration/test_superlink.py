@@ -1,0 +1,241 @@
+"""The two lines in a plain Flower app, on a SuperLink and two SuperNodes as one deploys them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from flwr.app import Context, RecordDict
+from grids import DirectGrid
+
+APP = Path(__file__).parent / "app"
+NODES = 2
+RUN_S, START_S, STOP_S = 90, 30, 10
+
+
+class CountingProxy:
+    """Forwards TCP connections from a loopback port of its own, counting bytes both ways."""
+
+    def __init__(self, target: int) -> None:
+        self.bytes = 0
+        self._target = target
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.port = self._listener.getsockname()[1]
+        self._start(self._accept)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _start(self, function, *args) -> None:
+        threading.Thread(target=function, args=args, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed, or nobody behind it any more
+            while True:
+                near, _ = self._listener.accept()
+                self._sockets.append(near)
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets.append(far)
+                self._start(self._pump, near, far)
+                self._start(self._pump, far, near)
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                with self._lock:
+                    self.bytes += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+class Deployment:
+    """A SuperLink, and SuperNodes that reach it through one CountingProxy each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "flwr-home"
+        self.home.mkdir()
+        self.logs: list[Path] = []
+        self.proxies: list[CountingProxy] = []
+        scripts = Path(sys.executable).parent
+        self.env = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(scripts), os.environ.get("PATH", "")]),
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FEDIPFS_STORE": str(folder / "store"),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def start(self) -> None:
+        control, fleet, *ports = free_ports(2 + NODES)
+        (self.home / "config.toml").write_text(
+            f'[superlink.here]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+        )
+        self._spawn(
+            *("flower-superlink", "--insecure", "--port", str(control)),
+            *("--fleet-api-address", f"127.0.0.1:{fleet}"),
+            "--disable-runtime-dependency-installation",
+        )
+        wait_for(control, fleet)
+        for partition, port in enumerate(ports):
+            self.proxies.append(CountingProxy(fleet))
+            self._spawn(
+                *("flower-supernode", "--insecure", "--port", str(port)),
+                *("--superlink", f"127.0.0.1:{self.proxies[-1].port}"),
+                *("--node-config", f"partition-id={partition}"),
+            )
+
+    def _spawn(self, *command: str) -> None:
+        log = self.folder / f"{len(self.logs)}-{command[0]}.log"
+        self.logs.append(log)
+        with log.open("wb") as file:
+            subprocess.Popen(command, env=self.env, cwd=self.folder, stdout=file, stderr=file)
+
+    def run(self, app: Path, rounds: int) -> tuple[list[np.ndarray], list[int]]:
+        """The final model of `app`, and per client the bytes that crossed while it ran."""
+        before = [proxy.bytes for proxy in self.proxies]
+        result = app / "result.npz"
+        self._flwr("run", str(app), "here", "--stream", "-c", f'rounds={rounds} result="{result}"')
+        crossed = [proxy.bytes - old for proxy, old in zip(self.proxies, before, strict=True)]
+        latest = json.loads(self._flwr("list", "here", "--format", "json"))["runs"][0]
+        assert latest["status"] == "finished:completed"
+        with np.load(result, allow_pickle=False) as arrays:
+            return list(arrays.values()), crossed
+
+    def _flwr(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["flwr", *arguments],
+            **{"env": self.env, "cwd": self.folder, "timeout": RUN_S, "check": False},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+        )
+        print(done.stdout)
+        assert done.returncode == 0, f"flwr {arguments[0]} ended with {done.returncode}"
+        return done.stdout
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever lives with this deployment's FLWR_HOME: what it started, and their children."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLWR_HOME") == str(self.home):
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            alive = self.processes()
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            psutil.wait_procs(alive, timeout=STOP_S)
+        for proxy in self.proxies:
+            proxy.close()
+
+
+@contextlib.contextmanager
+def deployed(folder: Path) -> Iterator[Deployment]:
+    deployment = Deployment(folder)
+    try:
+        deployment.start()
+        yield deployment
+    except BaseException:
+        for log in deployment.logs:
+            print(f"--- {log.name}\n{log.read_text(errors='replace')}")
+        raise
+    finally:
+        deployment.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for(*ports: int) -> None:
+    deadline = time.monotonic() + START_S
+    for port in ports:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, f"nothing listens on {port} in {START_S} s"
+                time.sleep(0.1)
+
+
+def copy_app(to: Path, *, two_lines: bool) -> Path:
+    shutil.copytree(APP, to, ignore=shutil.ignore_patterns("__pycache__"))
+    if two_lines:
+        replace(to / "client_app.py", "app = ClientApp()", "app = ClientApp(mods=[cid_mod])")
+        replace(to / "client_app.py", "import numpy", "from fedipfs import cid_mod\nimport numpy")
+        header = "def main(grid: Grid, context: Context) -> None:\n"
+        replace(to / "server_app.py", header, header + "    grid = CidGrid(grid)\n")
+        replace(to / "server_app.py", "import numpy", "from fedipfs import CidGrid\nimport numpy")
+    return to
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def load(name: str):
+    """The `app` of a module of the plain app, in this process."""
+    spec = spec_from_file_location(name, APP / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.app
+
+
+def run_here(result: Path, rounds: int) -> list[np.ndarray]:
+    """The final model of the plain app, in this process."""
+    grid = DirectGrid(load("client_app"), NODES)
+    config = {"rounds": rounds, "result": str(result)}
+    load("server_app")(grid, Context(1, 1, {}, RecordDict(), config))
+    with np.load(result, allow_pickle=False) as arrays:
+        return list(arrays.values())
+
+
+def assert_equal(models: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert [array.shape for array in models] == [array.shape for array in expected]
+    for mine, theirs in zip(models, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_the_two_lines_on_a_real_superlink(tmp_path):
+    with deployed(tmp_path) as deployment:
+        ours, slim = deployment.run(copy_app(tmp_path / "ours", two_lines=True), rounds=2)
+        plain, fat = deployment.run(copy_app(tmp_path / "plain", two_lines=False), rounds=1)
+    print(f"bytes per client and round: {[each // 2 for each in slim]} with FedIPFS, {fat} without")
+    assert deployment.processes() == []
+    assert_equal(ours, run_here(tmp_path / "two.npz", rounds=2))
+    assert_equal(plain, run_here(tmp_path / "one.npz", rounds=1))
+    assert max(slim) / 2 < 40_000
+    assert min(fat) > 4_000_000
