@@ -95,8 +95,22 @@ def command(experiment: str, *words: str) -> tuple[dict[str, Any], float]:
     with scratch() as folder:
         line = [sys.executable, "-m", "fedipfs.server", f"+experiment={experiment}"]
         line += [f"runs_dir={folder}", "run_id=bench", f"engine.workers={WORKERS}", *words]
-        wall = timed(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+        began = time.perf_counter()
+        done = subprocess.run(line, capture_output=True, text=True)
+        wall = time.perf_counter() - began
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(line)} failed:\n{done.stderr}")
         return json.loads((folder / "bench" / "summary.json").read_text()), wall
+
+
+def quiet_flower() -> None:
+    """Take Flower's log off the terminal."""
+    import logging
+
+    from fedipfs.flower_compat import flower_logger
+
+    logger = flower_logger()
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
 
 
 def one_thread() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from _common import interleave, row, scratch, timed, title
+from _common import interleave, quiet_flower, row, scratch, timed, title
 
 LAYERS, WIDTH = 10, 1_100_000
 MODEL = LAYERS * WIDTH * 4  # bytes
@@ -116,6 +116,7 @@ def child(way: str, folder: Path) -> None:
 
     import fedipfs.strategies  # noqa: F401
 
+    quiet_flower()
     before = memory("VmRSS")
     work = {"fedavg": fedavg, "numpy": numpy_pass}[way]
     seconds = timed(lambda: work(folder))

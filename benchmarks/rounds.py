@@ -13,13 +13,12 @@ Goal: 0.5 s.
 from __future__ import annotations
 
 import argparse
-import logging
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from _common import WORKERS, Pairs, interleave, row, scratch, timed, title
+from _common import WORKERS, Pairs, interleave, quiet_flower, row, scratch, timed, title
 
 GOALS = {10: 0.01, 100: 0.06}
 FACTORY = "fedipfs.clients.worker:serve"
@@ -128,10 +127,9 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     options = parser.parse_args()
 
-    from fedipfs.flower_compat import flower_logger
     from fedipfs.server.engine.pool import warm_up
 
-    flower_logger().setLevel(logging.ERROR)
+    quiet_flower()
     warm_up(["fedipfs.clients.preload", "_trivial"])
     with scratch() as folder:
         first_answers(folder)  # waits for the imports

@@ -1,4 +1,4 @@
-"""The folder store against `shutil.copy` of the same bytes: python benchmarks/store.py [FOLDER]
+"""The folder store against `shutil.copy` of the same bytes: `python benchmarks/store.py [FOLDER]`.
 
 Every figure is a median of runs that take turns with the copy, so a busy moment hits both. FOLDER
 says which disk to measure (default: the temporary folder, which may be in memory).
@@ -53,7 +53,7 @@ def measure_large(folder: Path, times: Times) -> None:
     timed(times, "copy", lambda: shutil.copy(source, copy))
     timed(times, "put", lambda: dag.add(quick, unixfs.chunk(data)))
     timed(times, "put, then flush", lambda: flush_after_put(folder / "flushed", data))
-    timed(times, "copy, with fsync", lambda: copy_and_sync(source, copy))
+    timed(times, "copy, with fsync", lambda: copy_and_sync(source, [str(copy)]))
     timed(times, "put, durable", lambda: dag.add(durable, unixfs.chunk(data)))
     timed(times, "CID only", lambda: unixfs.cid_of(data))
     root = unixfs.cid_of(data)
@@ -74,7 +74,7 @@ def measure_small(folder: Path, times: Times) -> None:
     timed(times, "put", lambda: [quick.put(block) for block in blocks])
     timed(times, "put of what is there", lambda: [quick.put(block) for block in blocks])
     timed(times, "verified get", lambda: [quick.get(cid) for cid in cids])
-    timed(times, "copy, with fsync", lambda: [copy_and_sync(source, name) for name in copies])
+    timed(times, "copy, with fsync", lambda: copy_and_sync(source, copies))
     timed(times, "put, durable", lambda: [durable.put(block) for block in blocks])
     clear(folder)
 
@@ -85,10 +85,11 @@ def flush_after_put(path: Path, data: bytes) -> None:
     store.flush()
 
 
-def copy_and_sync(source: Path, target: str | Path) -> None:
-    shutil.copy(source, target)
-    with open(target, "rb") as file:
-        os.fsync(file.fileno())
+def copy_and_sync(source: Path, targets: list[str]) -> None:
+    for target in targets:
+        shutil.copy(source, target)
+        with open(target, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def timed(times: Times, name: str, call: Callable[[], object]) -> None:

@@ -28,6 +28,7 @@ DAG_CBOR = 0x71
 _SHA2_256 = b"\x12\x20"  # multihash code, then the digest's length
 _MAX_TEXT = 128  # base 10 text of our longest CID is shorter; keeps base58 decoding cheap
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE16 = "0123456789abcdef"
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -142,6 +143,12 @@ def _to_base(alphabet: str, data: bytes) -> str:
     return out
 
 
+def _from_base16(text: str) -> bytes:
+    if not set(text) <= set(_BASE16):  # fromhex would skip blanks
+        raise CidError("base16 text holds other characters than 0 to 9 and a to f")
+    return bytes.fromhex(text)
+
+
 def _from_base32(text: str) -> bytes:
     data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
     # The last character has spare bits; with them set, two texts would name one block.
@@ -161,5 +168,5 @@ _MULTIBASES: dict[str, Callable[[str], bytes]] = {
     "B": lambda text: _one_case(text, _from_base32),
     "k": lambda text: _from_base(_BASE36, text),
     "z": lambda text: _from_base(_BASE58, text),
-    "f": bytes.fromhex,
+    "f": _from_base16,
 }

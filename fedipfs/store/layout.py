@@ -1,9 +1,9 @@
 """Where things lie in a store's folder.
 
-fedipfs-store                 the marker: format and version
-blocks/<2 characters>/<CID>   one file a block, its CIDv1 in base32 as name
-pins/<CID>                    one file a pinned root, holding {"name": ...}
-gc.lock                       held exclusively by a garbage collection, shared while pinning
+- `fedipfs-store`: the marker; format and version
+- `blocks/<character>/<CID>`: one file a block, named by its CIDv1 in base32
+- `pins/<CID>`: one file a pinned root, holding {"name": ...}
+- `gc.lock`: held exclusively by a garbage collection, shared while pinning
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def _create(path: Path, create: bool, durable: bool) -> None:
 def block_path(blocks: str, cid: CID) -> str:
     """The file of a block under the folder `blocks`."""
     name = str(cid if cid.version else cid.to_v1())
-    # The last character carries 3 bits only; the two before it spread over 1024 folders.
-    return f"{blocks}/{name[-3:-1]}/{name}"
+    # The last but one spreads evenly over 32 folders: few enough that making them costs nothing,
+    # and a million blocks still leave each with a size that file systems like.
+    return f"{blocks}/{name[-2]}/{name}"
 
 
 def scan(blocks: str) -> Iterator[os.DirEntry[str]]:
@@ -82,7 +83,7 @@ def scan(blocks: str) -> Iterator[os.DirEntry[str]]:
 
 def cid_of(entry: os.DirEntry[str]) -> CID | None:
     """The CID that a file's name says, None for a file that is not a block's."""
-    if entry.name.startswith(".") or not entry.path.endswith(f"{entry.name[-3:-1]}/{entry.name}"):
+    if entry.name.startswith(".") or not entry.path.endswith(f"/{entry.name[-2:-1]}/{entry.name}"):
         return None
     try:
         cid = CID.parse(entry.name)

@@ -72,6 +72,7 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "flwr-home"
         self.home.mkdir()
+        self.started: list[subprocess.Popen[bytes]] = []
         self.logs: list[Path] = []
         self.proxies: list[CountingProxy] = []
         scripts = Path(sys.executable).parent
@@ -106,32 +107,32 @@ class Deployment:
                 *("--node-config", f"partition-id={partition}"),
             )
 
-    def _spawn(self, *command: str) -> None:
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
         log = self.folder / f"{len(self.logs)}-{command[0]}.log"
         self.logs.append(log)
         with log.open("wb") as file:
-            subprocess.Popen(command, env=self.env, cwd=self.folder, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                command, env=self.env, cwd=self.folder, stdout=file, stderr=file
+            )
+        self.started.append(process)
+        return process
 
     def run(self, app: Path, rounds: int) -> tuple[list[np.ndarray], list[int]]:
         """The final model of `app`, and per client the bytes that crossed while it ran."""
         before = [proxy.bytes for proxy in self.proxies]
         result = app / "result.npz"
-        self._flwr("run", str(app), "here", "--stream", "-c", f'rounds={rounds} result="{result}"')
+        self.flwr("run", str(app), "here", "--stream", "-c", f'rounds={rounds} result="{result}"')
         crossed = [proxy.bytes - old for proxy, old in zip(self.proxies, before, strict=True)]
-        latest = json.loads(self._flwr("list", "here", "--format", "json"))["runs"][0]
-        assert latest["status"] == "finished:completed"
+        assert result.exists(), "the run failed: its log follows, after those of the nodes"
         with np.load(result, allow_pickle=False) as arrays:
             return list(arrays.values()), crossed
 
-    def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["flwr", *arguments],
-            **{"env": self.env, "cwd": self.folder, "timeout": RUN_S, "check": False},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
-        )
-        print(done.stdout)
-        assert done.returncode == 0, f"flwr {arguments[0]} ended with {done.returncode}"
-        return done.stdout
+    def flwr(self, *arguments: str) -> str:
+        """What the command `flwr` prints; `flwr run --stream` ends with the run."""
+        code = self._spawn("flwr", *arguments).wait(RUN_S)
+        output = self.logs[-1].read_text(errors="replace")
+        assert code == 0, f"flwr {arguments[0]} ended with {code}: {output[-500:]}"
+        return output
 
     def processes(self) -> list[psutil.Process]:
         """Whatever lives with this deployment's FLWR_HOME: what it started, and their children."""
@@ -149,8 +150,11 @@ class Deployment:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     end(process)
             psutil.wait_procs(alive, timeout=STOP_S)
+        for process in self.started:
+            process.wait(STOP_S)
         for proxy in self.proxies:
             proxy.close()
+        assert self.processes() == []
 
 
 @contextlib.contextmanager
@@ -233,9 +237,11 @@ def test_the_two_lines_on_a_real_superlink(tmp_path):
     with deployed(tmp_path) as deployment:
         ours, slim = deployment.run(copy_app(tmp_path / "ours", two_lines=True), rounds=2)
         plain, fat = deployment.run(copy_app(tmp_path / "plain", two_lines=False), rounds=1)
-    print(f"bytes per client and round: {[each // 2 for each in slim]} with FedIPFS, {fat} without")
-    assert deployment.processes() == []
+        runs = json.loads(deployment.flwr("list", "here", "--format", "json"))["runs"]
+    per_round = [crossed / 2 for crossed in slim]
+    print(f"bytes per client and round: {per_round} with FedIPFS, {fat} without")
+    assert [run["status"] for run in runs] == ["finished:completed"] * 2
     assert_equal(ours, run_here(tmp_path / "two.npz", rounds=2))
     assert_equal(plain, run_here(tmp_path / "one.npz", rounds=1))
-    assert max(slim) / 2 < 40_000
+    assert max(per_round) < 40_000
     assert min(fat) > 4_000_000

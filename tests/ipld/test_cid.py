@@ -77,6 +77,13 @@ def test_texts_that_are_no_cid(text: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_blanks_are_not_skipped() -> None:
+    text = "f" + CID.of(b"").bytes.hex()
+    for changed in (text[:3] + " " + text[3:], text + "\n", " " + text, text.upper()):
+        with pytest.raises(CidError):
+            CID.parse(changed)
+
+
 def test_other_types_are_refused() -> None:
     for value in (None, 3, b"bafy", ["b"]):
         with pytest.raises(CidError):
