@@ -65,7 +65,8 @@ class CidGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         slim, arrays = self._slim(messages)
         ids = list(self._grid.push_messages(slim))
-        self._sent.update(zip(ids, arrays, strict=True))
+        # A grid may refuse some or all messages; it then gives fewer ids, or none for one.
+        self._sent.update((id_, sent) for id_, sent in zip(ids, arrays, strict=False) if id_)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -79,13 +80,20 @@ class CidGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         slim, arrays = self._slim(messages)
+        answers = list(self._grid.send_and_receive(slim, timeout=timeout))
+        # By message id, which the grid below set while sending: for a lost node the SuperLink
+        # answers under its own node id.
         sent = {
-            message.metadata.dst_node_id: (message, stored)
+            message.metadata.message_id: (message, stored)
             for message, stored in zip(slim, arrays, strict=True)
         }
         replies = []
-        for reply in self._grid.send_and_receive(slim, timeout=timeout):
-            _, stored = sent.pop(reply.metadata.src_node_id, (reply, {}))
+        for reply in answers:
+            message, stored = sent.pop(reply.metadata.reply_to_message_id, (None, {}))
+            if message is None:
+                continue  # an answer to nothing that was asked
+            if reply.has_error():
+                reply = Message(reply.error, reply_to=message)  # from the node it is about
             replies.append(self._open(reply, stored))
         for message, _ in sent.values():
             reason = f"no answer within {timeout:g} s" if timeout else "no answer"
@@ -101,7 +109,7 @@ class CidGrid(Grid):
         Strategies put one RecordDict into many messages: each array record is encoded once, and
         every message gets content of its own.
         """
-        known: dict[int, StoredArrays] = {}
+        known: dict[int, tuple[ArrayRecord, StoredArrays]] = {}  # the record keeps its id taken
         slim, sent = [], []
         for message in messages:
             stored: dict[str, StoredArrays] = {}
@@ -109,8 +117,8 @@ class CidGrid(Grid):
             for key, record in message.content.items():
                 if isinstance(record, ArrayRecord):
                     if id(record) not in known:
-                        known[id(record)] = self._store(key, record)
-                    content[key] = stored[key] = known[id(record)]
+                        known[id(record)] = (record, self._store(key, record))
+                    content[key] = stored[key] = known[id(record)][1]
             message.content = self._exchange.swap_out(content)
             slim.append(message)
             sent.append(stored)

@@ -8,7 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import FedAdam
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from grids import DirectGrid
@@ -249,3 +257,33 @@ def test_a_lazy_record_still_travels_through_flower_itself(store):
     message = grid.create_message(RecordDict({"arrays": stored}), "train", 2, "")
     assert len(message_to_bytes(message)) > 200
     assert stored.object_id
+
+
+def test_a_lost_node_is_one_failure_under_its_own_id(store):
+    """A SuperLink answers for a node it lost, under the SuperLink's own node id."""
+
+    class Lost(DirectGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            first, second = super().send_and_receive(messages, timeout=timeout)
+            lost = Message(Error(5, "lost"), reply_to=messages[1])
+            lost.metadata.__dict__["_src_node_id"] = 1
+            return [first, lost]
+
+    good, bad = _train(CidGrid(Lost(app, 2), store), timeout=9.0)
+    assert (good.metadata.src_node_id, good.has_error()) == (2, False)
+    assert (bad.metadata.src_node_id, bad.error.reason) == (3, "lost")
+
+
+def test_a_different_model_for_each_node_even_from_a_generator(store):
+    """Records that are gone before the next is made: their ids may be used again."""
+    grid = CidGrid(DirectGrid(app, 8), store)
+
+    def messages():
+        for node in grid.get_node_ids():
+            arrays = ArrayRecord([np.full(3, node, "f4")])
+            record = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+            yield grid.create_message(record, "train", node, "")
+
+    assert not any(reply.has_error() for reply in grid.send_and_receive(messages()))
+    sent = [m for m in grid._grid.crossed if m.metadata.src_node_id == 1]
+    assert len({m.content["fedipfs"]["cid:arrays"] for m in sent}) == 8
