@@ -264,7 +264,7 @@ def test_a_lost_node_is_one_failure_under_its_own_id(store):
 
     class Lost(DirectGrid):
         def send_and_receive(self, messages, *, timeout=None):
-            first, second = super().send_and_receive(messages, timeout=timeout)
+            first, _ = super().send_and_receive(messages, timeout=timeout)
             lost = Message(Error(5, "lost"), reply_to=messages[1])
             lost.metadata.__dict__["_src_node_id"] = 1
             return [first, lost]
