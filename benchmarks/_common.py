@@ -78,6 +78,11 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+def judged(met: bool, dataset: str) -> bool | None:
+    """`met`, or None where the goal was set for MNIST and stand-in data were used."""
+    return met if dataset == "mnist" else None
+
+
 def configuration(experiment: str, *words: str) -> dict[str, Any]:
     """The checked configuration of an experiment, as the command line would give it."""
     from hydra import compose, initialize_config_module
@@ -90,17 +95,21 @@ def configuration(experiment: str, *words: str) -> dict[str, Any]:
     return settings.check(OmegaConf.to_container(config, resolve=True))
 
 
-def command(experiment: str, *words: str) -> tuple[dict[str, Any], float]:
-    """Run the real command into a folder of its own: its summary and its wall time in seconds."""
-    with scratch() as folder:
-        line = [sys.executable, "-m", "fedipfs.server", f"+experiment={experiment}"]
-        line += [f"runs_dir={folder}", "run_id=bench", f"engine.workers={WORKERS}", *words]
-        began = time.perf_counter()
-        done = subprocess.run(line, capture_output=True, text=True)
-        wall = time.perf_counter() - began
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(line)} failed:\n{done.stderr}")
-        return json.loads((folder / "bench" / "summary.json").read_text()), wall
+def command(runs: Path, experiment: str, *words: str) -> tuple[dict[str, Any], float]:
+    """Run the real command with a store of its own under `runs`: its summary, and wall seconds.
+
+    Leave what it writes until all is measured: some file systems (ext4) create files ten times
+    slower for minutes after many were removed.
+    """
+    folder = runs / f"{len(list(runs.iterdir()))}"
+    line = [sys.executable, "-m", "fedipfs.server", f"+experiment={experiment}"]
+    line += [f"runs_dir={folder}", "run_id=bench", f"engine.workers={WORKERS}", *words]
+    began = time.perf_counter()
+    done = subprocess.run(line, capture_output=True, text=True)
+    wall = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(line)} failed:\n{done.stderr}")
+    return json.loads((folder / "bench" / "summary.json").read_text()), wall
 
 
 def quiet_flower() -> None:

@@ -84,7 +84,7 @@ def fedavg(folder: Path) -> None:
             set_message_id(message, str(node))
             content = RecordDict(
                 {
-                    "arrays": StoredArrays(store, cids[node - 2]),
+                    "arrays": StoredArrays.open(store, cids[node - 2]),
                     "metrics": MetricRecord({"num-examples": node}),
                 }
             )
@@ -92,7 +92,7 @@ def fedavg(folder: Path) -> None:
 
     edge = CidGrid(Answers(), store, read_updates=False)
     strategy = FedAvg(fraction_evaluate=0.0, min_successes=len(cids))
-    model = StoredArrays(store, cids[0])
+    model = StoredArrays.open(store, cids[0])
     messages = strategy.configure_train(1, model, ConfigRecord(), edge)
     arrays, _ = strategy.aggregate_train(1, edge.send_and_receive(messages))
     assert arrays is not None

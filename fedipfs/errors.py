@@ -27,6 +27,12 @@ Messages are one line: what, where, what to do.
 from __future__ import annotations
 
 
+def one_line(problem: object, limit: int = 500) -> str:
+    """`problem` as text that fits a line, a record and any encoding, whoever wrote it."""
+    text = " ".join(str(problem).split()).encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class FedIPFSError(Exception):
     """Base of all deliberate errors; `exit_code` is what a command returns for it."""
 

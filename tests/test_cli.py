@@ -208,8 +208,38 @@ def test_gc_keeps_what_is_pinned(folder: Path, capsys: Output) -> None:
     assert out(capsys, "store", "gc", "--grace", "0") == "removed 1 blocks (5 B)\n"
     assert out(capsys, "store", "ls").split()[0] == kept.split()[0]
     out(capsys, "store", "pin", kept.split()[0], "--name", "again")
-    assert out(capsys, "store", "ls", "--pins").split()[1] == "again"
+    assert out(capsys, "store", "ls", "--pins").split()[3] == "again"
     assert "is not pinned" in refused(capsys, "store", "unpin", lost.split()[0])
+
+
+def test_a_pin_has_names_that_go_one_by_one(folder: Path, capsys: Output) -> None:
+    name = out(capsys, "store", "add", "a.txt").strip()
+    out(capsys, "store", "pin", name, "--name", "run 2")
+    assert out(capsys, "store", "ls", "--pins") == f"{name}  a.txt\n{name}  run 2\n"
+    assert json.loads(out(capsys, "store", "ls", "--pins", "--json")) == [
+        {"cid": name, "name": "a.txt"},
+        {"cid": name, "name": "run 2"},
+    ]
+    assert "as 'run 1'" in refused(capsys, "store", "unpin", name, "--name", "run 1")
+    out(capsys, "store", "unpin", name, "--name", "run 2")
+    assert out(capsys, "store", "ls", "--pins") == f"{name}  a.txt\n"
+    out(capsys, "store", "pin", name)
+    out(capsys, "store", "unpin", name)
+    assert out(capsys, "store", "ls", "--pins") == ""
+
+
+def test_gc_names_missing_leaves_and_goes_on(folder: Path, capsys: Output) -> None:
+    (folder / "big").write_bytes(os.urandom(unixfs.CHUNK + 1))
+    name = out(capsys, "store", "add", "big").strip()
+    loose = out(capsys, "store", "add", "a.txt").strip()
+    out(capsys, "store", "unpin", loose)
+    leaf = out(capsys, "store", "ls", name).split()[0]
+    (block,) = (folder / "runs/store").rglob(f"blocks/*/{leaf}")
+    block.unlink()
+    assert main(["store", "gc", "--grace", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("removed 1 blocks")
+    assert captured.err == f"{leaf} is missing below a pin: import or add it again\n"
 
 
 def test_gc_removes_nothing_below_a_broken_pin(folder: Path, capsys: Output) -> None:

@@ -173,7 +173,7 @@ def stat(path: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("cid", type=CidType(), required=False)
-@click.option("--pins", is_flag=True, help="List the pinned roots with their names.")
+@click.option("--pins", is_flag=True, help="List the pinned roots, a line a name.")
 @store_option
 @json_option
 def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
@@ -186,7 +186,7 @@ def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
     key = "name" if pins else "size"
     rows: list[tuple[CID, str | int | None]]
     if pins:
-        rows = list(sorted(blocks.pins().items()))
+        rows = [(root, name) for root, names in sorted(blocks.pins().items()) for name in names]
     elif cid is not None:
         from fedipfs.ipld import links
 
@@ -217,7 +217,7 @@ def _size(blocks: FolderStore, link: CID) -> int | None:
 @click.option("--name", default="", help="What the pin is for.")
 @store_option
 def pin(cid: CID, name: str, path: Path) -> None:
-    """Keep a CID and everything it links to from `gc`."""
+    """Keep a CID and everything it links to from `gc`, under one more name."""
     blocks = open_folder(path)
     blocks.pin(cid, name)
     blocks.flush()
@@ -225,13 +225,16 @@ def pin(cid: CID, name: str, path: Path) -> None:
 
 @commands.command()
 @cid_argument
+@click.option("--name", help="Take only this name away.")
 @store_option
-def unpin(cid: CID, path: Path) -> None:
-    """Let `gc` remove a CID that was pinned."""
+def unpin(cid: CID, name: str | None, path: Path) -> None:
+    """Let `gc` remove a CID that was pinned, once it has no name left."""
     blocks = open_folder(path)
-    if cid not in blocks.pins():
-        raise StoreError(f"{cid} is not pinned in {path}: see 'fedipfs store ls --pins'")
-    blocks.unpin(cid)
+    names = blocks.pins().get(cid, ())
+    if not names or (name is not None and name not in names):
+        named = "" if name is None else f" as {name!r}"
+        raise StoreError(f"{cid} is not pinned{named} in {path}: see 'fedipfs store ls --pins'")
+    blocks.unpin(cid, name)
     blocks.flush()
 
 
@@ -247,15 +250,19 @@ def unpin(cid: CID, path: Path) -> None:
 )
 @store_option
 def gc(grace_s: float, path: Path) -> None:
-    """Remove the blocks that no pin leads to."""
+    """Remove the blocks that no pin leads to; name on standard error those missing below one."""
+    from fedipfs.ipld import RAW
     from fedipfs.observe.summary import size
 
     report = open_folder(path).gc(grace_s)
     if not report.complete:
+        unknown = next(cid for cid in report.missing if cid.codec != RAW)
         raise StoreError(
-            f"nothing was removed: what {report.missing[0]} links to is unknown, as it is missing "
+            f"nothing was removed: what {unknown} links to is unknown, as it is missing "
             f"or damaged in {path}; import it again, or unpin what leads to it"
         )
+    for missing in report.missing:
+        click.echo(f"{missing} is missing below a pin: import or add it again", err=True)
     click.echo(f"removed {report.removed} blocks ({size(report.removed_bytes)})")
 
 

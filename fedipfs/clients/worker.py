@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import random
-import resource
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedipfs.errors import ConfigError
+from fedipfs.errors import ConfigError, EdgeError, one_line
 from fedipfs.exchange import use_store
 from fedipfs.flower_compat import (
     flower_logger,
@@ -28,7 +27,10 @@ from fedipfs.flower_compat import (
     set_identity,
 )
 from fedipfs.ipld import CID, dagcbor, unixfs
+from fedipfs.observe.memory import peak_rss
 from fedipfs.store import Store, dag, open_store
+
+_MAX_ANSWER = 1 << 20  # bytes; with cid_mod an answer has less than 16 KiB
 
 
 def serve(options: Mapping[str, Any]) -> Callable[[bytes], bytes]:
@@ -61,9 +63,11 @@ class _Worker:
         try:
             use_store(self._store)
             message, state = self._call(call)
-        except Exception as problem:
+            if len(message) > _MAX_ANSWER:
+                raise EdgeError(f"its answer of {len(message)} bytes is more than {_MAX_ANSWER}")
+        except (Exception, SystemExit) as problem:
             logging.getLogger(__name__).debug(traceback.format_exc())
-            error = f"{type(problem).__name__}: {problem}"
+            message, error = None, one_line(f"{type(problem).__name__}: {problem}")
         after = self._store.counters
         return dagcbor.encode(
             {
@@ -72,7 +76,7 @@ class _Worker:
                 "error": error,
                 "put": after.put_bytes - before.put_bytes,
                 "get": after.get_bytes - before.get_bytes,
-                "rss": _peak_rss(),
+                "rss": peak_rss(),
             }
         )
 
@@ -132,9 +136,3 @@ def _seed_everything(seed: int, node: int, message: Message) -> None:
         torch.default_generator.manual_seed(value)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(value)
-
-
-def _peak_rss() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

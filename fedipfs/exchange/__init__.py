@@ -7,6 +7,7 @@ from fedipfs.exchange.arrays import (
     from_torch,
     specs_of,
     store_arrays,
+    stored_cid,
     to_dtype,
     to_torch,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "from_torch",
     "specs_of",
     "store_arrays",
+    "stored_cid",
     "to_dtype",
     "to_torch",
     "use_store",

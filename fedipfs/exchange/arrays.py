@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +50,28 @@ class StoredArrays(ArrayRecord):
     an ordinary one: `cid` is then None.
     """
 
-    def __init__(self, store: Store, cid: CID, order: CID | None = None) -> None:
+    def __init__(
+        self, weights: Weights, names: Sequence[str] | None = None, order: CID | None = None
+    ) -> None:
         super().__init__()
-        self.__dict__.update(cid=cid, order=order, weights=Weights(store, cid))
-        weights: Weights = self.__dict__["weights"]
-        names = weights.names
-        if order is not None:
-            names = dag.get_record(store, order)
-            if not isinstance(names, list) or sorted(map(str, names)) != sorted(weights.names):
-                raise WeightsError(f"the order {order} does not name the tensors of {cid}")
-        data = self.__dict__["_data"]
-        for name in names:
-            data[name] = LazyArray(weights.specs[name], partial(weights.tensor, name))
+        for name in weights.names if names is None else names:
+            super().__setitem__(name, LazyArray(weights.specs[name], partial(weights.tensor, name)))
+        self.__dict__.update(cid=weights.cid, order=order, weights=weights)
+
+    @classmethod
+    def open(cls, store: Store, cid: CID, order: CID | None = None) -> StoredArrays:
+        """The record stored under `cid`. Raises what reading a block does, and WeightsError."""
+        weights = Weights(store, cid)
+        if order is None:
+            return cls(weights)
+        names = dag.get_record(store, order)
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or sorted(names) != sorted(weights.names)
+        ):
+            raise WeightsError(f"the order {order} does not name the tensors of {cid}")
+        return cls(weights, names, order)
 
     @property
     def cid(self) -> CID | None:
@@ -122,7 +132,14 @@ def store_arrays(
     order = None
     if names != [spec.name for spec in canonical(specs.values())]:
         order = dag.put_record(store, names)
-    return StoredArrays(store, cid, order)
+    return StoredArrays(Weights(store, cid), names, order)
+
+
+def stored_cid(record: ArrayRecord) -> CID:
+    """The CID of a record that is known to be in the store as it is."""
+    assert isinstance(record, StoredArrays)
+    assert record.cid is not None
+    return record.cid
 
 
 def to_dtype(values: np.ndarray, spec: TensorSpec) -> np.ndarray:

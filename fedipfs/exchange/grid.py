@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedipfs.errors import BadUpdate, EdgeError, FormatError, StoreError
+from fedipfs.errors import BadUpdate, EdgeError, FormatError, StoreError, one_line
 from fedipfs.exchange.arrays import StoredArrays, specs_of, store_arrays
 from fedipfs.exchange.default import default_store
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.inspect import check_update
+from fedipfs.exchange.inspect import open_update
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
+from fedipfs.ipld import CID
 from fedipfs.store import Store
 from fedipfs.weights import TensorSpec
+
+_Sent = tuple[Message, dict[str, StoredArrays]]  # a message and the arrays that went with it
 
 
 class CidGrid(Grid):
@@ -36,7 +40,7 @@ class CidGrid(Grid):
         self._grid = grid
         self._exchange = Exchange(store or default_store())
         self._read_updates = read_updates
-        self._sent: dict[str, dict[str, StoredArrays]] = {}  # message id -> arrays that went out
+        self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
 
     def set_run(self, run: Any) -> None:
@@ -64,42 +68,42 @@ class CidGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         slim, arrays = self._slim(messages)
-        ids = list(self._grid.push_messages(slim))
-        # A grid may refuse some or all messages; it then gives fewer ids, or none for one.
-        self._sent.update((id_, sent) for id_, sent in zip(ids, arrays, strict=False) if id_)
+        ids = self._grid.push_messages(slim)  # sets the message ids
+        for message, stored in zip(slim, arrays, strict=True):
+            self._sent[message.metadata.message_id] = (message, stored)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = []
-        for reply in self._grid.pull_messages(message_ids):
-            sent = self._sent.pop(reply.metadata.reply_to_message_id, {})
-            replies.append(self._open(reply, sent))
-        return replies
+        return self._matched(self._grid.pull_messages(message_ids), self._sent)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         slim, arrays = self._slim(messages)
-        answers = list(self._grid.send_and_receive(slim, timeout=timeout))
-        # By message id, which the grid below set while sending: for a lost node the SuperLink
-        # answers under its own node id.
+        answers = list(self._grid.send_and_receive(slim, timeout=timeout))  # sets the message ids
         sent = {
             message.metadata.message_id: (message, stored)
             for message, stored in zip(slim, arrays, strict=True)
         }
+        replies = self._matched(answers, sent)
+        for message, _ in sent.values():
+            reason = f"no answer within {timeout:g} s" if timeout else "no answer"
+            replies.append(Message(Error(NODE_UNAVAILABLE, reason), reply_to=message))
+        # One order for every strategy: floating-point sums must not depend on who was faster.
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def _matched(self, answers: Iterable[Message], sent: dict[str, _Sent]) -> list[Message]:
+        """Answers to what was sent, opened; what they answer is taken out of `sent`."""
         replies = []
         for reply in answers:
             message, stored = sent.pop(reply.metadata.reply_to_message_id, (None, {}))
             if message is None:
                 continue  # an answer to nothing that was asked
             if reply.has_error():
-                reply = Message(reply.error, reply_to=message)  # from the node it is about
+                # For a lost node the SuperLink answers under its own node id.
+                reply = Message(reply.error, reply_to=message)
             replies.append(self._open(reply, stored))
-        for message, _ in sent.values():
-            reason = f"no answer within {timeout:g} s" if timeout else "no answer"
-            replies.append(Message(Error(NODE_UNAVAILABLE, reason), reply_to=message))
-        # One order for every strategy: floating-point sums must not depend on who was faster.
-        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        return replies
 
     def _slim(
         self, messages: Iterable[Message]
@@ -134,12 +138,19 @@ class CidGrid(Grid):
         if reply.has_error():
             return reply
         try:
-            reply.content = self._exchange.swap_in(reply.content)
-            for key, arrays in reply.content.array_records.items():
-                # A reply's arrays answer the record of the same name, or the only one sent.
-                model = sent.get(key) or (next(iter(sent.values())) if len(sent) == 1 else None)
-                if model is not None and isinstance(arrays, StoredArrays):
-                    check_update(arrays, model.weights.specs, read=self._read_updates)
+            reply.content = self._exchange.swap_in(reply.content, partial(self._update, sent))
         except (BadUpdate, EdgeError, StoreError, FormatError) as error:
-            return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, str(error)))
+            return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, one_line(error)))
         return reply
+
+    def _update(
+        self, sent: dict[str, StoredArrays], key: str, cid: CID, order: CID | None
+    ) -> StoredArrays:
+        """A reply's arrays, which answer the record of the same name or the only one sent."""
+        store = self._exchange.store
+        if not sent:
+            return StoredArrays.open(store, cid, order)
+        model = sent.get(key) or (next(iter(sent.values())) if len(sent) == 1 else None)
+        if model is None:
+            raise EdgeError(f"its array record {key[:80]!r} answers none that was sent")
+        return open_update(store, cid, model, read=self._read_updates)

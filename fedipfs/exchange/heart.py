@@ -7,7 +7,7 @@ order, `order:<key>` (the CID of the list of names, the same block in every roun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -18,6 +18,9 @@ from fedipfs.store import Store
 
 KEY = "fedipfs"
 MAX_VALUE = 1024  # bytes: what is larger belongs in the store
+MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
+
+Opener = Callable[[str, CID, CID | None], StoredArrays]
 
 
 class Exchange:
@@ -48,12 +51,14 @@ class Exchange:
         check_small(slim)
         return slim
 
-    def swap_in(self, content: RecordDict) -> RecordDict:
+    def swap_in(self, content: RecordDict, open_arrays: Opener | None = None) -> RecordDict:
         """Inverse of `swap_out`: array records that fetch their arrays when asked.
 
-        Only headers are read here. Raises EdgeError for content that carries arrays or large
+        Only headers are read here. `open_arrays(key, cid, order)` makes a record of a reference;
+        by default StoredArrays.open. Raises EdgeError for content that carries arrays or large
         values itself, CidError, BlockNotFound, BlockCorrupt or WeightsError for bad references.
         """
+        open_arrays = open_arrays or self._open
         check_small(content)
         full = RecordDict()
         for key, record in content.items():
@@ -64,12 +69,13 @@ class Exchange:
             kind, _, key = name.partition(":")
             if kind == "cid":
                 order = references.get(f"order:{key}")
-                full[key] = StoredArrays(
-                    self.store, _cid(text), None if order is None else _cid(order)
-                )
+                full[key] = open_arrays(key, _cid(text), None if order is None else _cid(order))
             elif kind != "order" or f"cid:{key}" not in references:
                 raise EdgeError(f"unknown reference {name[:80]!r}; the peer runs another version")
         return full
+
+    def _open(self, key: str, cid: CID, order: CID | None) -> StoredArrays:
+        return StoredArrays.open(self.store, cid, order)
 
 
 def _cid(value: object) -> CID:
@@ -80,6 +86,7 @@ def _cid(value: object) -> CID:
 
 def check_small(content: RecordDict) -> None:
     """Raise EdgeError unless `content` holds only values that may cross Flower."""
+    total = 0
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
             raise EdgeError(
@@ -92,6 +99,12 @@ def check_small(content: RecordDict) -> None:
                     f"value {name[:80]!r} of record {key!r} has {size} bytes, at most {MAX_VALUE} "
                     "cross Flower; put it into the store and send its CID"
                 )
+            total += size + _size(name) + _size(key)
+    if total > MAX_MESSAGE:
+        raise EdgeError(
+            f"the message holds {total} bytes, at most {MAX_MESSAGE} cross Flower; put them into "
+            "the store and send their CID"
+        )
 
 
 def _size(value: object) -> int:

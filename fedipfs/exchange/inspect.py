@@ -6,7 +6,11 @@ import numpy as np
 
 from fedipfs.errors import BadUpdate, FormatError, StoreError
 from fedipfs.exchange.arrays import StoredArrays
+from fedipfs.ipld import CID
+from fedipfs.store import Store
 from fedipfs.weights import TensorSpec, Weights
+
+_SLACK = 64 << 10  # bytes an update's file may be larger than the model's: another header
 
 
 def check_structure(update: Weights, model: dict[str, TensorSpec]) -> None:
@@ -43,6 +47,21 @@ def check_update(arrays: StoredArrays, model: dict[str, TensorSpec], *, read: bo
                 check_finite(piece, name)
     except (StoreError, FormatError) as error:
         raise BadUpdate(str(error)) from error
+
+
+def open_update(store: Store, cid: CID, model: StoredArrays, *, read: bool) -> StoredArrays:
+    """The update `cid` to `model`, with the tensors in the model's order.
+
+    BadUpdate if it cannot be fetched, verified or combined; see check_update for `read`.
+    """
+    try:
+        weights = Weights(store, cid, max_bytes=model.weights.nbytes + _SLACK)
+        check_structure(weights, model.weights.specs)
+    except (StoreError, FormatError) as error:
+        raise BadUpdate(str(error)) from error
+    update = StoredArrays(weights, list(model), model.order)
+    check_update(update, model.weights.specs, read=read)
+    return update
 
 
 def check_examples(value: object) -> float:

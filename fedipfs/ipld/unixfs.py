@@ -24,6 +24,8 @@ MAX_LINKS = 1024  # of a node that we write
 MAX_BLOCK = 2 << 20  # bytes of a block that we read
 MAX_DEPTH = 16  # levels of nodes that we read; 1024**6 leaves of 1 MiB exceed 64-bit sizes
 MAX_LEAVES = 1 << 18  # of a list of leaves that we hold in memory
+SPARE_NODES = 64  # nodes with links that we read beyond one for every four leaves
+NODE_BYTES = 128  # of a node, and again of each of its links, beyond the data it holds
 
 _RAW_TYPE, _FILE_TYPE = 0, 2  # Data.DataType
 _TYPE, _DATA, _FILESIZE, _BLOCKSIZES = 0x08, 0x12, 0x18, 0x20  # Data: protobuf tags
@@ -124,7 +126,8 @@ def leaves(root: CID, get: Get) -> Iterator[bytes]:
     """The file's bytes, leaf by leaf in order, lazily, in constant memory.
 
     Work is bounded by the size that `size` reports: every link must declare at least one byte,
-    sizes must add up, and nodes may be 16 levels deep. Raises UnixFSError.
+    sizes must add up, nodes may be 16 levels deep and hold no padding, and with n leaves read no
+    more than n/4 + 64 nodes with links are. Raises UnixFSError.
     """
     for item in _walk(root, get):
         if isinstance(item, bytes):
@@ -165,9 +168,11 @@ class _File:
 def _walk(root: CID, get: Get) -> Iterator[tuple[CID, int | None] | bytes]:
     """Raw leaves as (CID, declared bytes) and data held by nodes as bytes, in order."""
     stack: list[tuple[CID, int | None, int]] = [(root, None, 0)]
+    spare = 4 * SPARE_NODES  # chains of nodes would cost much and declare little
     while stack:
         cid, expected, depth = stack.pop()
         if cid.codec == RAW:
+            spare += 1
             yield cid, expected
             continue
         if depth >= MAX_DEPTH:
@@ -175,7 +180,12 @@ def _walk(root: CID, get: Get) -> Iterator[tuple[CID, int | None] | bytes]:
         file = _decode(cid, _fetch(cid, get))
         if expected is not None and file.size != expected:
             raise UnixFSError(f"{cid} declares {file.size} bytes, its parent says {expected}")
+        if file.children:
+            spare -= 4
+            if spare < 0:
+                raise UnixFSError(f"{root} has too many nodes for its leaves at {cid}")
         if file.data:
+            spare += 1
             yield file.data
         stack.extend((child, count, depth + 1) for child, count in reversed(file.children))
 
@@ -195,6 +205,9 @@ def _decode(cid: CID, block: bytes) -> _File:
     kind, data, filesize, sizes = _decode_data(cid, node.data or b"")
     if kind not in (_RAW_TYPE, _FILE_TYPE):
         raise UnixFSError(f"{cid} is a UnixFS {_NOT_FILES.get(kind, kind)}, not a file")
+    padding = len(block) - len(data) - NODE_BYTES * (1 + len(node.links))
+    if padding > 0:
+        raise UnixFSError(f"{cid} holds {padding} bytes that are no part of a file: add it again")
     if len(sizes) != len(node.links):
         raise UnixFSError(f"{cid} has {len(node.links)} links but {len(sizes)} block sizes")
     total = len(data) + sum(sizes)

@@ -97,7 +97,7 @@ def _given_model(store: Store, init_from: str) -> StoredArrays:
 
     path = Path(init_from)
     cid = dag.add_file(store, path) if path.is_file() else _cid(init_from)
-    return StoredArrays(store, cid)
+    return StoredArrays.open(store, cid)
 
 
 def _cid(text: str) -> CID:

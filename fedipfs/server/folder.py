@@ -7,13 +7,14 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-from fedipfs.errors import RunError, StoreUnusable
+from fedipfs.errors import CidError, RunError, StoreUnusable
 from fedipfs.ipld import CID
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -26,8 +27,11 @@ class RunFolder:
     `create` makes a new one, `open` one to resume; both raise RunError with the remedy.
     """
 
+    latest: ClassVar[RunFolder | None] = None  # the one that this process last worked on
+
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path, self._lock = path, lock
+        RunFolder.latest = self
 
     @property
     def run_id(self) -> str:
@@ -68,7 +72,15 @@ class RunFolder:
             )
         return cls(path, _locked(path))
 
+    @property
+    def resumable(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.yaml").is_file()
+
     def close(self) -> None:
+        """Let other processes in. A folder in which no run began is taken away."""
+        if not self.resumable:
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
     def write(self, name: str, text: str) -> None:
@@ -84,26 +96,36 @@ class RunFolder:
         """A file's text; RunError if it is not there."""
         try:
             return (self.path / name).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise RunError(
-                f"{self.path / name} cannot be read ({error.strerror}): the run cannot be resumed; "
+                f"{self.path / name} cannot be read ({why}): the run cannot be resumed; "
                 "start it anew"
             ) from error
 
     @property
     def head(self) -> CID | None:
-        """The last round's record, or None before the first."""
+        """The last round's record, or None before the first; RunError if it is garbled."""
         if not (self.path / "head").exists():
             return None
-        return CID.parse(self.read("head").strip())
+        text = self.read("head").strip()
+        try:
+            return CID.parse(text)
+        except CidError:
+            raise RunError(
+                f"{self.path / 'head'} should hold one CID, not {text[:80]!r}; put there the one "
+                f"that `fedipfs store ls --pins` lists for {self.run_id}"
+            ) from None
 
     def lines(self) -> list[dict[str, Any]]:
         """The rounds in metrics.jsonl; a line cut short by a crash is left out."""
         lines = []
         with contextlib.suppress(FileNotFoundError):
-            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    lines.append(json.loads(text))
+            for text in (self.path / "metrics.jsonl").read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    line = json.loads(text)
+                    if isinstance(line, dict) and "round" in line:
+                        lines.append(line)
         return lines
 
     def append(self, line: Mapping[str, Any]) -> None:
@@ -123,6 +145,19 @@ class RunFolder:
             file.writelines(pieces)
         os.replace(temporary, path)
         return path
+
+
+def usable(runs_dir: str) -> None:
+    """Make `runs_dir` if it is not there; StoreUnusable if nothing can be written in it."""
+    try:
+        Path(runs_dir).mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(runs_dir, os.W_OK | os.X_OK) else "permission denied"
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise StoreUnusable(
+            f"runs_dir={runs_dir} cannot be used ({why}); choose a folder that can be written"
+        )
 
 
 def _locked(path: Path) -> IO[str]:

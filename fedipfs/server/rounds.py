@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedipfs.errors import RunFailed
-from fedipfs.exchange import CidGrid, StoredArrays, check_update, specs_of, store_arrays
+from fedipfs.errors import BadUpdate, RunFailed, WeightsError
+from fedipfs.exchange import (
+    CidGrid,
+    StoredArrays,
+    check_update,
+    specs_of,
+    store_arrays,
+    stored_cid,
+)
 from fedipfs.ipld import CID
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update, round_record
 from fedipfs.store import Store, dag
 from fedipfs.strategies import require, save_state, screen
+
+log = logging.getLogger(__name__)
 
 Evaluator = Callable[[StoredArrays], dict[str, float]]
 
@@ -30,6 +40,7 @@ class Round:
     record: CID
     model: StoredArrays
     selected: int
+    succeeded: int
     failures: dict[str, str]
     train: dict[str, Any]
     evaluate: dict[str, Any] | None
@@ -67,43 +78,30 @@ class Federation:
 
         Raises RunFailed if too few clients succeed or the strategy gives no usable model.
         """
-        # Flower's strategies draw the cohort from the global generator.
-        random.seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
         model_in = self.model
         self.on_phase("training")
         replies = self._ask("train", number)
-        selected = len(replies)
         good, failures = self._screened(replies)
-        updates = [_update(self.grid, reply) for reply in good]  # some strategies empty records
+        updates = [self._update(reply) for reply in good]  # some strategies empty the records
         self.on_phase("aggregating")
-        if not self._screens:
-            require(self.min_successes, len(good), self._names(failures), f"round {number}")
-            arrays, metrics = self.strategy.aggregate_train(number, good)
-        else:
-            try:
-                arrays, metrics = self.strategy.aggregate_train(number, replies)
-            except RunFailed:  # say it with the clients' names
-                failures = dict(getattr(self.strategy, "excluded", {}))
-                good_ones = selected - len(failures)
-                require(self.min_successes, good_ones, self._names(failures), f"round {number}")
-                raise
-            failures = dict(getattr(self.strategy, "excluded", {}))
+        arrays, metrics, failures = self._aggregate(number, replies, good, failures)
         self.model = self._adopt(arrays, number)
         named = self._names(failures)
         updates = [update._replace(used=update.client not in named) for update in updates]
         train = dict(metrics or {})
-        sgd_steps = sum(int(update.metrics.get("steps", 0)) for update in updates if update.used)
         train.pop("steps", None)
 
         self.on_phase("evaluating")
-        federated = self._evaluate_clients(number)
+        federated, absent = self._evaluate_clients(number)
         server = self.evaluate(self.model) if evaluate and self.evaluate else None
+        for name, reason in absent.items():
+            named.setdefault(name, f"evaluate: {reason}")
         record = round_record(
             number=number,
             parent=self.head,
             config=self.config,
-            model_in=_cid(model_in),
-            model_out=_cid(self.model),
+            model_in=stored_cid(model_in),
+            model_out=stored_cid(self.model),
             order=self.model.order,
             updates=updates,
             failures=named,
@@ -113,55 +111,104 @@ class Federation:
         )
         self.head = dag.put_record(self.store, record)
         return Round(
-            number, self.head, self.model, selected, named, train, federated, server, sgd_steps
+            number=number,
+            record=self.head,
+            model=self.model,
+            selected=len(replies),
+            succeeded=len(replies) - len(failures),
+            failures=named,
+            train=train,
+            evaluate=federated,
+            server=server,
+            sgd_steps=sum(_steps(update) for update in updates if update.used),
         )
 
     def _ask(self, what: str, number: int) -> list[Message]:
+        # Flower's strategies draw the cohort from the global generator, which clients in this
+        # process (engine=serial) have used meanwhile.
+        seed = np.random.SeedSequence([self.seed, number, what == "evaluate"])
+        random.seed(int(seed.generate_state(1)[0]))
         configure = getattr(self.strategy, f"configure_{what}")
         config = ConfigRecord({"run-config": str(self.config)})
         messages = configure(number, self.model, config, self._edge)
         return list(self._edge.send_and_receive(messages))
 
-    def _screened(self, replies: list[Message]) -> tuple[list[Message], dict[int, str]]:
-        return screen(replies, getattr(self.strategy, "weighted_by_key", "num-examples"))
+    def _screened(
+        self, replies: list[Message], *, arrays: bool = True
+    ) -> tuple[list[Message], dict[int, str]]:
+        loss_key = getattr(self.strategy, "train_loss_key", None) if arrays else None
+        return screen(replies, self._weight_key, arrays=arrays, loss_key=loss_key)
 
-    def _evaluate_clients(self, number: int) -> dict[str, Any] | None:
+    @property
+    def _weight_key(self) -> str:
+        return str(getattr(self.strategy, "weighted_by_key", "num-examples"))
+
+    def _aggregate(
+        self, number: int, replies: list[Message], good: list[Message], failures: dict[int, str]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None, dict[int, str]]:
+        """What the strategy makes of the replies, and which were left out.
+
+        Our own strategies look at the replies themselves; Flower's get those that are good.
+        """
+        name = f"round {number}"
+        if not self._screens:
+            require(self.min_successes, len(good), self._names(failures), name)
+            return *self.strategy.aggregate_train(number, good), failures
+        try:
+            arrays, metrics = self.strategy.aggregate_train(number, replies)
+        except RunFailed:  # say it with the clients' names
+            failures = self._excluded()
+            require(self.min_successes, len(replies) - len(failures), self._names(failures), name)
+            raise
+        failures = self._excluded()
+        require(self.min_successes, len(replies) - len(failures), self._names(failures), name)
+        return arrays, metrics, failures
+
+    def _excluded(self) -> dict[int, str]:
+        return dict(getattr(self.strategy, "excluded", {}))
+
+    def _evaluate_clients(self, number: int) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """Metrics on what clients hold out, if any were asked, and who failed to say."""
         replies = self._ask("evaluate", number)
         if not replies:
-            return None
-        good, _ = screen(
-            replies, getattr(self.strategy, "weighted_by_key", "num-examples"), arrays=False
-        )
+            return None, {}
+        good, failures = self._screened(replies, arrays=False)
+        for node, reason in failures.items():
+            log.warning("round %d: %s: evaluate: %s", number, self.grid.name_of(node), reason)
         metrics = self.strategy.aggregate_evaluate(number, good) if good else None
-        return dict(metrics or {})
+        return dict(metrics or {}), self._names(failures)
 
     def _adopt(self, arrays: ArrayRecord | None, number: int) -> StoredArrays:
         """The aggregated arrays, in the store and in the model's dtypes."""
+        strategy = type(self.strategy).__name__
         if arrays is None:
             raise RunFailed(
-                f"round {number}: {type(self.strategy).__name__} gave no model from these "
-                "updates; the log says why"
+                f"round {number}: {strategy} gave no model from these updates; the log says why"
             )
-        stored = store_arrays(self.store, arrays, specs_of(self.model))
-        if not self._screens:
-            check_update(stored, specs_of(self.model))
+        try:
+            stored = store_arrays(self.store, arrays, specs_of(self.model))
+            if not self._screens:
+                check_update(stored, specs_of(self.model))
+        except (BadUpdate, WeightsError) as error:
+            raise RunFailed(
+                f"round {number}: {strategy} gave a model that cannot be used: {error}; "
+                "lower the learning rates, or choose another strategy"
+            ) from error
         return stored
+
+    def _update(self, reply: Message) -> Update:
+        (arrays,) = reply.content.array_records.values()
+        (metrics,) = reply.content.metric_records.values()
+        numbers: dict[str, Any] = dict(metrics)
+        examples = numbers.pop(self._weight_key, 0)
+        name = self.grid.name_of(reply.metadata.src_node_id)
+        return Update(name, stored_cid(arrays), examples, numbers, used=True)
 
     def _names(self, failures: Mapping[int, str]) -> dict[str, str]:
         return {self.grid.name_of(node): reason for node, reason in failures.items()}
 
 
-def _update(grid: LocalGrid, reply: Message) -> Update:
-    (arrays,) = reply.content.array_records.values()
-    (metrics,) = reply.content.metric_records.values()
-    numbers: dict[str, Any] = dict(metrics)
-    examples = numbers.pop("num-examples", 0)
-    return Update(
-        grid.name_of(reply.metadata.src_node_id), _cid(arrays), examples, numbers, used=True
-    )
-
-
-def _cid(arrays: ArrayRecord) -> CID:
-    assert isinstance(arrays, StoredArrays)
-    assert arrays.cid is not None
-    return arrays.cid
+def _steps(update: Update) -> int:
+    """The SGD steps that a client says it took; 0 for nonsense."""
+    steps = update.metrics.get("steps")
+    return int(steps) if isinstance(steps, int | float) and 0 <= steps < 2**53 else 0

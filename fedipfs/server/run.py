@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +12,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedipfs.errors import RunError, RunInterrupted
-from fedipfs.exchange import StoredArrays
+from fedipfs.exchange import StoredArrays, stored_cid
 from fedipfs.flower_compat import flower_logger
 from fedipfs.ipld import CID
+from fedipfs.observe.memory import peak_rss
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
 from fedipfs.server.bench import Bench
-from fedipfs.server.engine.local import LocalGrid, Traffic
+from fedipfs.server.engine.local import RUN_ID, LocalGrid, Traffic
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.records import ROUND, plain, run_record
@@ -46,7 +45,8 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
     began = time.monotonic()
     with _QuietFlower():
         progress.phase("loading data and model")
-        bench = Bench.prepare(config)
+        # A run that goes on takes its model from the store.
+        bench = Bench.prepare({**config, "init_from": None} if resume else config)
         gc.freeze()  # Flower's QFedAvg and Bulyan collect garbage for every update
         if resume:
             folder = RunFolder.open(config["runs_dir"], config["run_id"])
@@ -58,6 +58,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
         finally:
             progress.close()
             folder.close()
+            gc.unfreeze()
 
 
 class _Session:
@@ -81,7 +82,8 @@ class _Session:
         dataset = bench.dataset.name
         self.recorded = dag.put_record(self.store, {**recorded(config), "dataset": dataset})
         self.head = folder.head or dag.put_record(
-            self.store, run_record(self.recorded, _cid(self.model), self.model.order, dataset)
+            self.store,
+            run_record(self.recorded, stored_cid(self.model), self.model.order, dataset),
         )
 
     def run(self) -> dict[str, Any]:
@@ -94,9 +96,10 @@ class _Session:
             )
         folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         self.store.pin(self.head, folder.run_id)
-        pool = _pool(config)
+        pool: Pool | None = None
         status, error = "failed", None
         try:
+            pool = _pool(config)
             self._rounds(pool, last + 1)
             status = "finished"
         except KeyboardInterrupt:
@@ -110,7 +113,8 @@ class _Session:
             error = str(problem)
             raise
         finally:
-            pool.close()
+            if pool is not None:
+                pool.close()
             summary = self._write_results(status, error)
         self.progress.finish(summary, folder.path, config["store"].get("path"))
         return summary
@@ -126,16 +130,16 @@ class _Session:
         if record["type"] != ROUND:
             self.folder.rewrite([])
             return 0
-        self.model = StoredArrays(self.store, record["model_out"], record["order"])
+        self.model = StoredArrays.open(self.store, record["model_out"], record["order"])
         load_state(self.bench.strategy, self.store, record["strategy"])
         self.states = {int(node): state for node, state in record["clients"].items()}
         number = int(record["round"])
         # A line may have been written for a round whose record was not completed.
         self.lines = [line for line in self.folder.lines() if line["round"] <= number]
         self.folder.rewrite(self.lines)
-        for root, name in self.store.pins().items():
-            if name == self.folder.run_id and root != self.head:
-                self.store.unpin(root)
+        for root, names in self.store.pins().items():
+            if self.folder.run_id in names and root != self.head:
+                self.store.unpin(root, self.folder.run_id)
         return number
 
     def _rounds(self, pool: Pool, first: int) -> None:
@@ -188,7 +192,7 @@ class _Session:
         store.flush()
         self.folder.append(line)
         self.folder.write("head", f"{done.record}\n")
-        store.unpin(self.head)
+        store.unpin(self.head, self.folder.run_id)
         self.model, self.head = done.model, done.record
         self.lines.append(line)
         self.progress.round_done(line)
@@ -234,7 +238,7 @@ class _Session:
                 "store_put": sum(line["bytes"]["store_put"] for line in lines),
                 "store_get": sum(line["bytes"]["store_get"] for line in lines),
             },
-            "peak_rss_mb": round(max(self.traffic.peak_rss, _peak_rss()) / 1e6, 1),
+            "peak_rss_mb": round(max(self.traffic.peak_rss, peak_rss()) / 1e6, 1),
             "privacy": None,
             "status": status,
             "error": error,
@@ -242,11 +246,11 @@ class _Session:
 
 
 def _pool(config: Mapping[str, Any]) -> Pool:
-    root = config["data"]["root"]
+    root, engine = config["data"]["root"], config["engine"]
     options = {
         "app": CLIENT_APP,
         "store": dict(config["store"]),
-        "run_id": 1,
+        "run_id": RUN_ID,
         "seed": config["seed"],
         "run_config": {},
         "node_config": {
@@ -254,9 +258,8 @@ def _pool(config: Mapping[str, Any]) -> Pool:
             "allowed-tasks": config["task"]["target"].rpartition(":")[0],
         },
         "threads": 1,
-        "offline": True,
+        "offline": engine["name"] != "serial",  # the server has downloaded what there was
     }
-    engine = config["engine"]
     if engine["name"] == "serial":
         return SerialPool(WORKER, options)
     return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
@@ -274,7 +277,7 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             "server": done.server,
             "clients": {
                 "selected": done.selected,
-                "ok": done.selected - len(failed),
+                "ok": done.succeeded,
                 "failed": failed,
             },
             "sgd_steps": done.sgd_steps,
@@ -284,17 +287,6 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
         }
     )
     return line
-
-
-def _cid(model: StoredArrays) -> CID:
-    assert model.cid is not None
-    return model.cid
-
-
-def _peak_rss() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 class _LogFile:

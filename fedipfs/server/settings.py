@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from fedipfs.errors import ConfigError
 
 # What differs between machines and does not change what is computed: not part of the record.
 _LOCAL = ("runs_dir", "run_id", "resume", "init_from", "store", "engine", "experiment")
+# What every choice of a group has.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "task": ("name", "target", "options", "metric"),
+    "strategy": ("name",),
+    "store": ("kind",),
+    "engine": ("name", "workers", "timeout_s"),
+}
+# Sections whose options are those of a class; conf/ need not list them all.
+_OPEN = ("train.optimizer", "train.schedule", "task.options", "strategy", "store")
+_MOST = 2**63 - 1  # what torch takes as a seed, and DAG-CBOR and numpy as an integer
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,9 +35,18 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = _copy(config)
     assert isinstance(config, dict)
+    _whole(config)
     clients, data, train = config["clients"], config["data"], config["train"]
     _integer(config, "rounds", 1)
     _integer(config, "seed", 0)
+    _text(config, "experiment")
+    _text(config, "runs_dir")
+    for key in ("run_id", "resume", "init_from"):
+        _text(config, key, optional=True)
+    for key in ("name", "target", "metric"):
+        _text(config["task"], key, "task.")
+    if not isinstance(config["task"]["options"], dict):
+        raise ConfigError(f"task.options={config['task']['options']} should be {{key: value}}")
     _integer(clients, "total", 1, "clients.")
     _integer(clients, "per_round", 1, "clients.")
     if clients["per_round"] > clients["total"]:
@@ -37,8 +62,14 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
             f"clients.min_successes={clients['min_successes']} is more than clients.per_round="
             f"{clients['per_round']}; no round could succeed"
         )
+    _flag(config["evaluate"], "server", "evaluate.")
+    _flag(config["evaluate"], "federated", "evaluate.")
+    _text(data, "root", "data.", optional=True)
     _choice(data, "partition", ("iid", "dirichlet", "shards", "pathological"), "data.")
     _choice(data, "fallback", ("digits", "error"), "data.")
+    _number(data, "alpha", 1e-6, 1e6, "data.")
+    _integer(data, "shards_per_client", 1, "data.")
+    _integer(data, "classes_per_client", 1, "data.")
     if data["validation"] is None:
         data["validation"] = 0.1 if config["evaluate"]["federated"] else 0.0
     _number(data, "validation", 0.0, 0.9, "data.")
@@ -49,6 +80,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _integer(train, "batch_size", 1, "train.")
     _integer(train, "epochs", 1, "train.", optional=train["steps"] is not None)
     _integer(train, "steps", 1, "train.", optional=True)
+    clip = train["clip_norm"]
+    if clip is not None and not (_is_number(clip) and clip > 0):
+        raise ConfigError(f"train.clip_norm={clip} is not a number above 0, nor null for no limit")
     _choice(train, "device", ("cpu", "cuda", "auto"), "train.")
     _integer(config["evaluate"], "every", 1, "evaluate.")
     _integer(config["evaluate"], "batch_size", 1, "evaluate.")
@@ -56,8 +90,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _choice(engine, "name", ("local", "serial"), "engine.")
     if engine["name"] == "local":
         if engine["workers"] is None:
-            engine["workers"] = min(os.cpu_count() or 1, clients["per_round"])
+            engine["workers"] = os.cpu_count() or 1
         _integer(engine, "workers", 1, "engine.")
+        engine["workers"] = min(engine["workers"], clients["per_round"])  # more would be idle
         _number(engine, "timeout_s", 0.001, 1e9, "engine.")
     return config
 
@@ -70,6 +105,76 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in _copy(config).items() if k not in (*_LOCAL, "rounds")}
     kept["data"].pop("root")
     return kept
+
+
+def unknown(key: str) -> str:
+    """What to say of a setting, dotted, that there is not: the nearest one, or how to add it."""
+    known = dict(_known())
+    if known.get(key):
+        return f"{key} is no setting with these choices; it comes with {known[key]}"
+    parent, _, last = key.rpartition(".")
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    same_last = [k for k in known if k.rpartition(".")[2] == last and k != key]
+    near = [beside[name] for name in get_close_matches(last, beside, n=1)] or same_last
+    if not beside:
+        near = near or get_close_matches(key, known, n=1)
+    if near:
+        remedy = f"did you mean '{near[0]}'?"
+    elif parent in _OPEN:
+        remedy = f"to add it as an option: +{key}=VALUE"
+    else:
+        remedy = "--help lists all"
+    return f"unknown setting '{key}'; {remedy}"
+
+
+def _known() -> Iterator[tuple[str, str]]:
+    """Every setting in conf/, dotted, with a choice that has it ("" if it is always there)."""
+    for group in _GROUPS:
+        for file in sorted(files("fedipfs.conf").joinpath(group).iterdir(), key=lambda f: f.name):
+            name = file.name.removesuffix(".yaml")
+            for key in _dotted(_defaults(f"{group}/{file.name}"), f"{group}."):
+                yield key, f"{group}={name}"
+    for key in _dotted(_defaults()):
+        yield key, ""
+
+
+def _dotted(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@cache
+def _defaults(name: str = "config.yaml") -> dict[str, Any]:
+    """A file of conf/ as it stands, without what is Hydra's own."""
+    text = files("fedipfs.conf").joinpath(name).read_text(encoding="utf-8")
+    return {k: v for k, v in yaml.safe_load(text).items() if k not in ("defaults", "hydra")}
+
+
+def _whole(config: Mapping[str, Any]) -> None:
+    """ConfigError unless the sections and settings of conf/ are there, and no others."""
+    expected = {**_defaults(), **_GROUPS}
+    _keys(config, expected, "")
+    for section, inside in expected.items():
+        if not isinstance(inside, Mapping | tuple):
+            continue
+        if not isinstance(config[section], Mapping):
+            raise ConfigError(
+                f"{section}={config[section]} takes the place of a whole section; set what is in "
+                f"it, as {section}.{next(iter(inside))}=..."
+            )
+        _keys(config[section], inside, f"{section}.")
+
+
+def _keys(given: Mapping[str, Any], expected: Mapping[str, Any] | tuple[str, ...], at: str) -> None:
+    for key in expected:
+        if key not in given:
+            raise ConfigError(f"the setting {at}{key} is missing; give it a value")
+    for key in given if isinstance(expected, Mapping) else ():
+        if key not in expected:
+            raise ConfigError(unknown(at + key))
 
 
 def _copy(value: Any) -> Any:
@@ -86,12 +191,32 @@ def _integer(
         return
     if type(value) is not int or value < least:
         raise ConfigError(f"{prefix}{key}={value} is not a whole number of at least {least}")
+    if value > _MOST:
+        raise ConfigError(f"{prefix}{key}={value} is too large; it must be below 2**63")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _number(section: Mapping[str, Any], key: str, least: float, most: float, prefix: str) -> None:
     value = section[key]
-    if type(value) not in (int, float) or not least <= value <= most:
+    if not _is_number(value) or not least <= value <= most:
         raise ConfigError(f"{prefix}{key}={value} is not a number from {least:g} to {most:g}")
+
+
+def _flag(section: Mapping[str, Any], key: str, prefix: str) -> None:
+    if type(section[key]) is not bool:
+        raise ConfigError(f"{prefix}{key}={section[key]} is neither true nor false")
+
+
+def _text(section: dict[str, Any], key: str, prefix: str = "", *, optional: bool = False) -> None:
+    """Also for names that look like whole numbers, as in run_id=7."""
+    value = section[key]
+    if type(value) is int:
+        section[key] = str(value)
+    elif not (optional and value is None) and not (isinstance(value, str) and value):
+        raise ConfigError(f"{prefix}{key}={value} is not a text; give one, in quotes if need be")
 
 
 def _choice(section: Mapping[str, Any], key: str, choices: tuple[str, ...], prefix: str) -> None:

@@ -65,15 +65,18 @@ class Store(Protocol):
         ...
 
     def pin(self, root: CID, name: str = "") -> None:
-        """Keep a block and everything it links to. Raises BlockNotFound without the root."""
+        """Keep a block and everything it links to, for as long as it has any name.
+
+        Names are any text; a root may have several. Raises BlockNotFound without the root.
+        """
         ...
 
-    def unpin(self, root: CID) -> None:
-        """Undo `pin`; nothing happens where there is no pin."""
+    def unpin(self, root: CID, name: str | None = None) -> None:
+        """Take one name of a root away, or all; nothing happens where it has not that name."""
         ...
 
-    def pins(self) -> dict[CID, str]:
-        """The pinned roots and their names."""
+    def pins(self) -> dict[CID, tuple[str, ...]]:
+        """The pinned roots and their names, sorted; at least one each."""
         ...
 
     def flush(self) -> None:
@@ -83,7 +86,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreStat:
-    """`free` is what can still be put: bytes left on the disk, or below the cap if that is less."""
+    """`free` is what can still be put: bytes left on the disk, or below the cap if that is less.
+
+    `pins` counts pinned roots, however many names they have.
+    """
 
     blocks: int
     bytes: int

@@ -108,19 +108,20 @@ class FolderStore:
     def pin(self, root: CID, name: str = "") -> None:
         """Keep a block and everything it links to from `gc`; waits while that runs.
 
-        Raises BlockNotFound when the root itself is not here; what it links to is not checked.
+        It stays pinned until every name it was pinned with is taken away. Raises BlockNotFound
+        when the root itself is not here; what it links to is not checked.
         """
         with gc.locked(str(self.path), exclusive=False):
             if not self.has(root):
                 raise self._not_found(root)
             pins.add(self._pins, root, name, durable=self.durable)
 
-    def unpin(self, root: CID) -> None:
-        """Undo `pin`; nothing happens where there is no pin."""
-        pins.remove(self._pins, root, durable=self.durable)
+    def unpin(self, root: CID, name: str | None = None) -> None:
+        """Take one name of a root away, or all; nothing happens where it has not that name."""
+        pins.remove(self._pins, root, name, durable=self.durable)
 
-    def pins(self) -> dict[CID, str]:
-        """The pinned roots and their names."""
+    def pins(self) -> dict[CID, tuple[str, ...]]:
+        """The pinned roots and their names, sorted; at least one each."""
         return pins.read(self._pins)
 
     def flush(self) -> None:

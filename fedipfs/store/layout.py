@@ -2,7 +2,7 @@
 
 - `fedipfs-store`: the marker; format and version
 - `blocks/<character>/<CID>`: one file a block, named by its CIDv1 in base32
-- `pins/<CID>`: one file a pinned root, holding {"name": ...}
+- `pins/<CID>.<hash>`: one file a name of a pinned root, holding {"name": ...}; see pins.py
 - `gc.lock`: held exclusively by a garbage collection, shared while pinning
 """
 

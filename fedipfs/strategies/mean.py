@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from fedipfs.errors import RunFailed
 from fedipfs.exchange import StoredArrays, check_finite, to_dtype
 from fedipfs.weights import TensorSpec, Weights, put_lazily
 
@@ -62,14 +63,20 @@ class Mean:
         """Put the mean into the store of `like`, with its tensor order; gives the sums up."""
         store = like.weights.store
         cid = put_lazily(store, self._specs.values(), self._pop)
-        return StoredArrays(store, cid, like.order)
+        return StoredArrays(Weights(store, cid), list(like), like.order)
 
     def _pop(self, name: str) -> np.ndarray:
-        """The mean of one tensor in the model's dtype.
+        """The mean of one tensor in the model's dtype; RunFailed if it overflows.
 
         Integers are rounded to the nearest; booleans go with the majority.
         """
         spec = self._specs[name]
         mean = self._sums.pop(name)
         mean /= self._total
-        return to_dtype(mean, spec).reshape(spec.shape)
+        values = to_dtype(mean, spec)
+        if values.dtype.kind not in "iub" and not np.isfinite(values).all():
+            raise RunFailed(
+                f"the mean of tensor {name!r} is beyond the range of {spec.dtype}, though every "
+                "update is finite; the updates diverge: lower the learning rate or clip"
+            )
+        return values.reshape(spec.shape)

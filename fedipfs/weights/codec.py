@@ -78,12 +78,20 @@ class Weights:
     """A stored safetensors file, read tensor by tensor; every block is verified as it is read.
 
     Opening reads the header only. Reads any layout, also files that others added to IPFS with
-    fixed-size chunks. Raises WeightsError (not safetensors), BlockNotFound, BlockCorrupt.
+    fixed-size chunks. A file that declares over `max_bytes` is refused from its root block alone.
+    Raises WeightsError (too large, not safetensors), UnixFSError, BlockNotFound, BlockCorrupt.
     """
 
-    def __init__(self, store: Store, cid: CID) -> None:
+    def __init__(self, store: Store, cid: CID, *, max_bytes: int | None = None) -> None:
         self.store, self.cid = store, cid
-        links = unixfs.leaf_links(cid, store.get)
+        root = store.get(cid)
+
+        def get(wanted: CID) -> bytes:
+            return root if wanted == cid else store.get(wanted)
+
+        if max_bytes is not None and (declared := unixfs.size(cid, get)) > max_bytes:
+            raise WeightsError(f"{cid} declares {declared} bytes; at most {max_bytes} are expected")
+        links = unixfs.leaf_links(cid, get)
         links = [(leaf, size) for leaf, size in links if size]
         self._leaves = [leaf for leaf, _ in links]
         self._sizes = [size for _, size in links]

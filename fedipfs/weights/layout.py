@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ import numpy as np
 
 from fedipfs.errors import WeightsError
 
-MAX_HEADER = 16 << 20  # bytes; a header of 100,000 tensors is about 10 MB
+MAX_HEADER = 4 << 20  # bytes: about 40,000 tensors; reading takes up to 25 times as much memory
+_REMEMBERED = 64 << 10  # bytes of a header whose meaning is kept for the next file
 
 # Name in the file -> NumPy dtype, in the reference library's order of precedence.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -102,6 +104,11 @@ def encode_header(specs: Iterable[TensorSpec]) -> bytes:
     except UnicodeEncodeError as error:
         raise WeightsError(f"tensor name {error.object!r} is not valid Unicode") from None
     text += b" " * (-len(text) % 8)
+    if 8 + len(text) > MAX_HEADER:
+        raise WeightsError(
+            f"{len(entries)} tensors need a safetensors header of {8 + len(text)} bytes; at most "
+            f"{MAX_HEADER} can be read back: use shorter names or split the model"
+        )
     return len(text).to_bytes(8, "little") + text
 
 
@@ -115,20 +122,28 @@ def header_length(prefix: bytes) -> int:
     return length
 
 
-@lru_cache(maxsize=8)  # the updates of a cohort all have the same header
 def decode_header(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int], ...]:
     """Specs and absolute byte offsets, in file order, of a file of `file_size` bytes.
 
     Accepts any well-formed safetensors file, in any tensor order and with metadata; raises
     WeightsError for one with holes, overlaps, unknown dtypes or sizes that do not add up.
+    Memory: at most 25 times the header's bytes.
     """
+    read = _remembered if len(header) <= _REMEMBERED else _decode
+    return read(header, file_size)
+
+
+def _decode(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int], ...]:
+    _refuse_nesting(header[8:])
     try:
         entries = json.loads(header[8:].decode(), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise WeightsError(f"safetensors header is not JSON: {error}") from None
     if not isinstance(entries, dict):
         raise WeightsError("safetensors header is not a JSON object")
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsError("safetensors __metadata__ is not a map of strings to strings")
     found = sorted((_entry(name, entry) for name, entry in entries.items()), key=lambda f: f[1:])
     position = 0
     for spec, start, end in found:
@@ -140,6 +155,24 @@ def decode_header(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int]
             f"safetensors file has {file_size} bytes, its header says {len(header) + position}"
         )
     return tuple((spec, len(header) + start) for spec, start, _ in found)
+
+
+_remembered = lru_cache(maxsize=8)(_decode)  # the updates of a cohort all have the same header
+
+
+def _refuse_nesting(text: bytes) -> None:
+    """Count lists and objects before parsing: nested ones take 45 times their text in memory.
+
+    A tensor's shortest entry has three in 50 bytes. What strings hold does not count.
+    """
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    strings = (match.group() for match in re.finditer(rb'"[^"]*"', unescaped))
+    if 16 * (_openings(unescaped) - sum(map(_openings, strings))) > len(text) + 64:
+        raise WeightsError("safetensors header has more lists and objects than tensors need")
+
+
+def _openings(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def _entry(name: str, entry: Any) -> tuple[TensorSpec, int, int]:

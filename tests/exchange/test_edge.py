@@ -129,7 +129,7 @@ def test_torch_state_dicts_survive_bfloat16_and_counters_included(store):
 def test_aggregates_return_to_the_models_dtypes(store):
     grid = CidGrid(DirectGrid(app, 2), store)
     result = run(grid, FedAdam(), rounds=2)
-    assert result.arrays["z.weight"].dtype in ("float32", "float64")
+    assert result.arrays["z.weight"].dtype == "float64"  # what Flower's FedAdam answers
     sent = [m for m in grid._grid.crossed if m.metadata.src_node_id == 1]
     stored = Exchange(store).swap_in(sent[-1].content)["arrays"]
     assert [array.dtype for array in stored.values()] == ["float32", "float32", "float64"]

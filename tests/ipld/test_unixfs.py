@@ -259,6 +259,99 @@ def test_chains_are_refused_at_a_depth() -> None:
         list(unixfs.leaves(cid, blocks.get_block))
 
 
+def count_gets(blocks: Blocks, root: CID, error: str) -> int:
+    """Blocks fetched until both ways of reading refuse `root` with `error`; the larger number."""
+    counts = []
+    for read in (unixfs.leaves, unixfs.leaf_links):
+        got = []
+
+        def get(cid: CID, got: list[CID] = got) -> bytes:
+            got.append(cid)
+            return blocks[cid]
+
+        with pytest.raises(UnixFSError, match=error):
+            list(read(root, get))
+        counts.append(len(got))
+    return max(counts)
+
+
+def test_many_chains_over_few_leaves_are_refused() -> None:
+    blocks = Blocks()
+    cid = blocks.put(b"x", RAW)
+    for _ in range(14):
+        cid = node(blocks, [cid], data_field([1]))
+    root = node(blocks, [cid] * 30_000, data_field([1] * 30_000))
+    assert count_gets(blocks, root, "too many nodes") < 100
+    pair = node(blocks, [blocks.put(b"x", RAW)] * 2, data_field([1, 1]))
+    root = node(blocks, [pair] * 30_000, data_field([2] * 30_000))
+    assert count_gets(blocks, root, "too many nodes") < 500
+
+
+@pytest.mark.parametrize("where", ["mtime", "link name", "many links"])
+def test_nodes_with_padding_are_refused(where: str) -> None:
+    blocks = Blocks()
+    leaf = blocks.put(b"x", RAW)
+    field, links = data_field([1]), [dagpb.Link(leaf, "", 1)]
+    if where == "mtime":
+        field += b"\x42" + varint.encode(2_000_000) + bytes(2_000_000)
+    elif where == "link name":
+        links = [dagpb.Link(leaf, "n" * 2_000_000, 1)]
+    else:
+        links, field = [dagpb.Link(leaf, "n" * 500, 1)] * 1000, data_field([1] * 1000)
+    root = blocks.put(dagpb.encode(dagpb.Node(links, field)), DAG_PB)
+    assert count_gets(blocks, root, "no part of a file") == 1
+    with pytest.raises(UnixFSError, match="no part of a file"):
+        unixfs.size(root, blocks.get_block)
+
+
+def test_a_mode_and_a_time_are_no_padding() -> None:
+    blocks = Blocks()
+    leaf = blocks.put(b"x", RAW)
+    time = b"\x08" + varint.encode(varint.MAX) + b"\x15\xff\xc9\x9a\x3b"
+    field = data_field([1]) + b"\x38\xed\x03" + b"\x42" + varint.encode(len(time)) + time
+    assert list(unixfs.leaves(node(blocks, [leaf], field), blocks.get_block)) == [b"x"]
+
+
+@pytest.mark.parametrize(("width", "leaves"), [(174, 174 * 3 + 1), (174, 31_000), (5, 3126), (2, 60)])
+def test_narrow_balanced_files_read(
+    monkeypatch: pytest.MonkeyPatch, width: int, leaves: int
+) -> None:
+    monkeypatch.setattr(unixfs, "MAX_LINKS", width)
+    blocks = Blocks()
+    root = unixfs.build((b"x" for _ in range(leaves)), blocks.put)
+    assert sum(map(len, unixfs.leaves(root, blocks.get_block))) == leaves
+    assert len(unixfs.leaf_links(root, blocks.get_block)) == leaves
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_trickle_files_read(raw: bool) -> None:
+    """As the reference importer lays them out: leaves, then four subtrees of each depth."""
+    blocks = Blocks()
+    left = 5000
+
+    def leaf() -> tuple[CID, int]:
+        if raw:
+            return blocks.put(b"x", RAW), 1
+        return node(blocks, [], b"\x08\x02\x12\x01x\x18\x01"), 1
+
+    def tree(depth: int) -> tuple[CID, int]:
+        nonlocal left
+        parts = []
+        for _ in range(min(left, 174)):
+            parts.append(leaf())
+            left -= 1
+        for level in range(1, depth):
+            for _ in range(4):
+                if left:
+                    parts.append(tree(level))
+        sizes = [size for _, size in parts]
+        return node(blocks, [cid for cid, _ in parts], data_field(sizes)), sum(sizes)
+
+    root, size = tree(5)
+    assert left == 0
+    assert size == sum(map(len, unixfs.leaves(root, blocks.get_block))) == 5000
+
+
 def test_sizes_that_do_not_add_up() -> None:
     blocks = Blocks()
     leaf = blocks.put(b"abc", RAW)

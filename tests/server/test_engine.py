@@ -136,6 +136,34 @@ def test_an_app_that_cannot_be_loaded_is_every_clients_error(pools):
     assert "not a flwr ClientApp" in ask(grid)[0].error.reason
 
 
+def test_a_worker_that_died_idle_is_no_clients_failure(pools):
+    pool = pools(2)
+    grid = LocalGrid(pool, 6)
+    ask(grid)
+    for worker in pool._workers:
+        worker.process.kill()
+        worker.process.join()
+    assert not any(reply.has_error() for reply in ask(grid).values())
+
+
+def test_a_worker_that_cannot_start_says_why(pools, tmp_path, capfd):
+    (tmp_path / "plain-file").write_text("not a store")
+    grid = LocalGrid(pools(1, store={"kind": "folder", "path": str(tmp_path / "plain-file")}), 2)
+    for reply in ask(grid).values():
+        assert reply.error.reason.startswith("its worker cannot start: StoreUnusable: ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_answer_after_the_time_out_is_dropped(pools):
+    grid = LocalGrid(pools(1), 1)
+    content = RecordDict({"config": ConfigRecord({"server-round": 1})})
+    message = grid.create_message(content, "train", FIRST_NODE, "")
+    assert list(grid.send_and_receive([message], timeout=1e-9)) == []
+    assert len(ask(grid)) == 1
+    assert grid._done == {}
+    assert grid._waiting == {}
+
+
 def test_no_process_outlives_close(pools):
     pool = pools(3)
     children = [worker.process.pid for worker in pool._workers]

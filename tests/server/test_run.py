@@ -92,12 +92,12 @@ def test_what_a_round_record_says_can_be_recomputed(tmp_path):
 def test_pins_keep_what_the_head_reaches_and_no_more(tmp_path):
     summary = play(tmp_path, *QUICK, "run_id=one")
     store = FolderStore(tmp_path / "store")
-    assert list(store.pins().values()) == ["one"]
+    assert list(store.pins().values()) == [("one",)]
     store.gc(grace_s=0)
     assert store.verify().damaged == []
     head = CID.parse(summary["head_cid"])
     assert len(set(dag.walk(store, head))) == len(list(store))
-    store.unpin(head)
+    store.unpin(head, "one")
     store.gc(grace_s=0)
     with pytest.raises(BlockNotFound):
         store.get(head)
@@ -112,6 +112,47 @@ def test_the_same_configuration_gives_the_same_cids_whatever_the_workers(tmp_pat
         summary = play(here, *words, f"engine.workers={workers}", serial=False)
         assert summary["final_model_cid"] == serial["final_model_cid"]
         assert summary["head_cid"] == serial["head_cid"]
+
+
+def test_serial_and_local_agree_on_federated_evaluation_too(tmp_path):
+    words = (*QUICK, "evaluate.federated=true", "clients.per_round=2")
+    serial = play(tmp_path / "a", *words)
+    local = play(tmp_path / "b", *words, "engine.workers=2", serial=False)
+    assert serial["metrics"] == local["metrics"]
+    assert serial["head_cid"] == local["head_cid"]
+
+
+def test_equal_runs_do_not_give_up_each_others_records(tmp_path):
+    one = play(tmp_path, *QUICK, "run_id=one")
+    two = play(tmp_path, *QUICK, "run_id=two", "rounds=3")
+    store = FolderStore(tmp_path / "store")
+    store.unpin(CID.parse(two["head_cid"]), "two")
+    store.gc(grace_s=0)
+    assert len(list(records.chain(store, CID.parse(one["head_cid"])))) == 3
+    play(tmp_path, *QUICK, "run_id=one", "rounds=3", resume=True)
+
+
+def test_clients_keep_their_state_over_a_resume(tmp_path, monkeypatch):
+    """A client that answers with the number of its calls; the record links what it keeps."""
+    from flwr.app import ConfigRecord
+
+    from fedipfs.clients import app as client
+
+    real = client.Site.examples
+
+    def examples(self, context):
+        state = context.state.setdefault("seen", ConfigRecord({"calls": 0}))
+        state["calls"] += 1
+        seen.setdefault(context.node_config["partition-id"], []).append(state["calls"])
+        return real(self, context)
+
+    monkeypatch.setattr(client.Site, "examples", examples)
+    seen: dict[int, list[int]] = {}
+    play(tmp_path, *QUICK, "run_id=parts")
+    parts = play(tmp_path, *QUICK, "run_id=parts", "rounds=4", resume=True)
+    assert seen == {client: [1, 2, 3, 4] for client in range(4)}
+    whole = play(tmp_path, *QUICK, "run_id=whole", "rounds=4")
+    assert parts["head_cid"] == whole["head_cid"]
 
 
 def test_another_seed_gives_another_model(tmp_path):
@@ -169,6 +210,15 @@ def test_init_from_a_cid_and_from_a_file_begin_with_that_model(tmp_path):
     ):
         with pytest.raises(ConfigError, match=reason):
             play(tmp_path, *QUICK, f"init_from={bad}")
+
+
+def test_a_run_begun_from_a_file_is_resumed_without_it(tmp_path):
+    play(tmp_path, *QUICK, "run_id=a")
+    model = (tmp_path / "a" / "model.safetensors").rename(tmp_path / "start.safetensors")
+    play(tmp_path, *QUICK, "run_id=b", f"init_from={model}")
+    model.unlink()
+    words = (*QUICK, "run_id=b", "rounds=3", f"init_from={model}")
+    assert play(tmp_path, *words, resume=True)["rounds_completed"] == 3
 
 
 def _other_model(tmp_path):

@@ -277,7 +277,7 @@ def test_a_read_only_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code
                 call()
             assert "\n" not in str(caught.value)
         again = FolderStore(tmp_path / "s")
-        assert again.get(cid) == b"there" and again.pins() == {cid: ""}
+        assert again.get(cid) == b"there" and again.pins() == {cid: ("",)}
         assert again.verify().damaged == []
         with pytest.raises(StoreUnusable, match="permissions"):
             FolderStore(tmp_path / "other")

@@ -124,7 +124,7 @@ def test_pinning_and_other_collections_wait_for_a_collection(store: FolderStore)
         assert all(thread.is_alive() for thread in waiting) and store.pins() == {}
     for thread in waiting:
         thread.join(10)
-    assert store.pins() == {cid: ""} and store.has(cid)
+    assert store.pins() == {cid: ("",)} and store.has(cid)
 
 
 def test_temporary_files_go_when_stale(store: FolderStore) -> None:

@@ -196,7 +196,7 @@ def test_metrics_unlike_the_others_leave_an_update_out(store):
         r.answer(node, {"w": np.ones(2, "f4") * node}, **extra)
     _, metrics = r.play()
     assert dict(metrics) == {"a": 1.0}
-    assert "its metrics are" in r.strategy.excluded[4]
+    assert "its records are" in r.strategy.excluded[4]
 
 
 def test_too_few_good_updates_fail_the_round_with_reasons(store):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -157,6 +159,12 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         _with_header({"w": {**ENTRY, "dtype": "F31"}}),
         _with_header({"w": {**ENTRY, "data_offsets": [1, 9]}}),
         _with_header({"w": ENTRY, "v": ENTRY}),
+        _with_header({"w": ENTRY, "__metadata__": [1]}),
+        _with_header({"w": ENTRY, "__metadata__": "text"}),
+        _with_header({"w": ENTRY, "__metadata__": {"a": 1}}),
+        _with_header({"w": ENTRY, "__metadata__": {"a": {}}}),
+        _with_header({"w": ENTRY, "__metadata__": None}),
+        _with_header({"w": ENTRY, "x": [[]] * 200}),
         _with_header(b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":1}'),
     ],
 )
@@ -164,6 +172,85 @@ def test_a_malformed_file_is_a_named_error(store, data):
     cid = dag.add(store, unixfs.chunk(data))
     with pytest.raises(WeightsError):
         Weights(store, cid).tensors()
+
+
+def test_metadata_and_names_full_of_brackets_are_read(store):
+    tensors = {'[{"[' * 50 + f"{i}\\": np.zeros((), "i1") for i in range(50)}
+    data = safetensors.numpy.save(tensors, metadata={'{["': "[{" * 5000, "\\": '\\"['})
+    assert set(Weights(store, dag.add(store, unixfs.chunk(data))).names) == set(tensors)
+    tiny = {"": ENTRY | {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}
+    dense = _with_header(json.dumps(tiny, separators=(",", ":")).encode(), b"\0")
+    assert Weights(store, dag.add(store, unixfs.chunk(dense))).names == [""]
+
+
+def test_the_densest_header_of_many_tensors_is_read():
+    specs = [weights.TensorSpec(f"{i:x}", "U8", (0,)) for i in range(30_000)]
+    header = weights.encode_header(specs)
+    assert len(layout.decode_header(header, len(header))) == 30_000
+
+
+def _hostile(kind: str, size: int) -> bytes:
+    keys = b",".join(b'"%05x":""' % i for i in range(size // 11))
+    return {
+        "lists": b'{"w":[' + b"[]," * (size // 3) + b"0]}",
+        "metadata list": b'{"__metadata__":[' + b"{}," * (size // 3) + b"0]}",
+        "deep": b'{"w":[' + (b"[" * 800 + b"]" * 800 + b",") * (size // 1601) + b"0]}",
+        "deep objects": b'{"w":[' + (b'{"":' * 800 + b"0" + b"}" * 800 + b",") * (size // 4802),
+        "quoted": b'{"w":"' + b'\\\\\\"' * (size // 4) + b'",' + b'"":[],' * (size // 6),
+        "numbers": b'{"w":[' + b"999," * (size // 4) + b"0]}",
+        "strings": b'{"w":[' + b'"ab",' * (size // 5) + b"0]}",
+        "keys": b'{"w":{' + keys + b"}}",
+        "metadata": b'{"__metadata__":{' + keys + b"}}",
+        "wide text": b'{"__metadata__":{"a":"' + "\U0001f600".encode() + b"a" * size + b'"}}',
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lists",
+        "metadata list",
+        "deep",
+        "deep objects",
+        "quoted",
+        "numbers",
+        "strings",
+        "keys",
+        "metadata",
+        "wide text",
+    ],
+)
+def test_the_memory_of_reading_a_header_is_bounded(kind):
+    header = _with_header(_hostile(kind, 1 << 20), b"")
+    tracemalloc.start()
+    with contextlib.suppress(WeightsError):
+        layout.decode_header(header, len(header))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 25 * len(header)
+    assert held < len(header) // 2  # large headers are not remembered
+
+
+def test_a_header_over_the_limit_is_neither_read_nor_written(store):
+    data = _with_header(b"{}" + b" " * layout.MAX_HEADER, b"")
+    with pytest.raises(WeightsError, match="at most"):
+        Weights(store, dag.add(store, unixfs.chunk(data)))
+    specs = [weights.TensorSpec(f"{i}{'n' * 60_000}", "U8", (0,)) for i in range(70)]
+    with pytest.raises(WeightsError, match="70 tensors need"):
+        weights.encode_header(specs)
+
+
+def test_a_file_larger_than_expected_is_refused_from_its_root(store):
+    cid = weights.put(store, {"w": np.zeros(700_000), "b": np.zeros(3)})
+    size = Weights(store, cid).nbytes
+    assert Weights(store, cid, max_bytes=size).names == ["b", "w"]
+    before = store.counters.copy()
+    with pytest.raises(WeightsError, match=f"declares {size} bytes; at most {size - 1}"):
+        Weights(store, cid, max_bytes=size - 1)
+    assert store.counters.get_blocks == before.get_blocks + 1
+    small = store.put(b"x" * 100)
+    with pytest.raises(WeightsError, match="at most 99"):
+        Weights(store, small, max_bytes=99)
 
 
 def test_a_file_that_exists_is_cut_as_put_cuts_it(store, tmp_path):

@@ -15,10 +15,16 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection, forkserver
 from typing import Any, NamedTuple, Protocol
+
+from fedipfs.errors import one_line
+
+Handler = Callable[[bytes], bytes]
+_REPLY, _FAILED = b"+", b"-"
 
 
 class Outcome(NamedTuple):
@@ -48,7 +54,12 @@ def warm_up(modules: Sequence[str]) -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     forkserver.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    # Python's fork server ignores Ctrl-C only once it has imported; blocked signals are inherited.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class SerialPool:
@@ -65,7 +76,7 @@ class SerialPool:
         if not self._jobs:
             return []
         job, request = self._jobs.popleft()
-        return [Outcome(job, self._handle(request))]
+        return [_outcome(job, _answer(self._handle, request))]
 
     def close(self) -> None:
         self._jobs.clear()
@@ -94,7 +105,13 @@ class ProcessPool:
             "forkserver" if "forkserver" in methods else "spawn"
         )
         self._queue: deque[tuple[str, bytes]] = deque()
-        self._workers = [self._start() for _ in range(workers)]
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                self._workers.append(self._start())
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, job: str, request: bytes) -> None:
         self._queue.append((job, request))
@@ -142,27 +159,29 @@ class ProcessPool:
         return _Worker(process, ours)
 
     def _feed(self) -> None:
-        for worker in self._workers:
+        for index, worker in enumerate(self._workers):
             if not self._queue:
                 return
             if worker.job is None:
+                if not worker.process.is_alive():  # it died idle: no client's fault
+                    worker = self._workers[index] = self._start()
                 job, request = self._queue.popleft()
                 worker.job, worker.deadline = job, time.monotonic() + self._timeout_s
-                # A dead process shows when its answer is awaited.
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                # A process that dies now shows when its answer is awaited.
+                with contextlib.suppress(OSError):
                     worker.pipe.send_bytes(request)
 
     def _receive(self, worker: _Worker) -> Outcome:
         try:
             reply = worker.pipe.recv_bytes()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the middle of an answer
             worker.process.join(5)
             code = worker.process.exitcode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             return self._replace(worker, f"its process ended with {how}")
         job, worker.job = worker.job, None
         assert job is not None
-        return Outcome(job, reply)
+        return _outcome(job, reply)
 
     def _replace(self, worker: _Worker, reason: str) -> Outcome:
         worker.process.kill()
@@ -183,12 +202,31 @@ def _serve(pipe: connection.Connection, factory: str, options: Mapping[str, Any]
     # Ctrl-C reaches the whole process group; the server decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    handle = _resolve(factory)(options)
     try:
+        handle: Handler = _resolve(factory)(options)
+    except Exception as problem:
+        reason = f"its worker cannot start: {type(problem).__name__}: {problem}"
+        handle = partial(_refuse, reason)
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
-            pipe.send_bytes(handle(pipe.recv_bytes()))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
+            pipe.send_bytes(_answer(handle, pipe.recv_bytes()))
+
+
+def _refuse(reason: str, request: bytes) -> bytes:
+    raise RuntimeError(reason)
+
+
+def _answer(handle: Handler, request: bytes) -> bytes:
+    """What goes through the pipe: a mark and the reply, or a mark and why there is none."""
+    try:
+        return _REPLY + handle(request)
+    except Exception as problem:
+        return _FAILED + one_line(problem).encode()
+
+
+def _outcome(job: str, answer: bytes) -> Outcome:
+    mark, rest = answer[:1], answer[1:]
+    return Outcome(job, rest) if mark == _REPLY else Outcome(job, None, rest.decode())
 
 
 def _die_with_parent() -> None:
