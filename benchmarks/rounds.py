@@ -109,9 +109,10 @@ def first_answers(folder: Path) -> None:
 
 
 def bad_request() -> bytes:
-    from fedipfs.ipld import dagcbor
+    from fedipfs.exchange import frame
 
-    return dagcbor.encode({"node": 2, "message": b"not a message"})
+    call = {"node": 2, "partition": 0, "partitions": 1, "state": None}
+    return frame(call, b"not a message")
 
 
 def fresh_interpreters() -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedipfs import data, tasks
@@ -77,7 +77,8 @@ class Site(NamedTuple):
 
     def load(self, message: Message) -> Any:
         """The module with the weights that came with `message`."""
-        (arrays,) = message.content.array_records.values()
+        arrays = message.content["arrays"]
+        assert isinstance(arrays, ArrayRecord)
         self.model.load_state_dict(to_torch(arrays))
         return self.model
 
@@ -94,7 +95,8 @@ def _take(examples: Examples, indices: np.ndarray) -> Examples:
 
 
 def _ask(message: Message) -> ConfigRecord:
-    (record,) = message.content.config_records.values()
+    record = message.content["config"]
+    assert isinstance(record, ConfigRecord)
     return record
 
 

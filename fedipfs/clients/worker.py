@@ -17,7 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedipfs.errors import ConfigError, EdgeError, one_line
-from fedipfs.exchange import use_store
+from fedipfs.exchange import frame, unframe, use_store
 from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
@@ -26,7 +26,7 @@ from fedipfs.flower_compat import (
     records_to_bytes,
     set_identity,
 )
-from fedipfs.ipld import CID, dagcbor, unixfs
+from fedipfs.ipld import CID, unixfs
 from fedipfs.observe.memory import peak_rss
 from fedipfs.store import Store, dag, open_store
 
@@ -34,7 +34,7 @@ _MAX_ANSWER = 1 << 20  # bytes; with cid_mod an answer has less than 16 KiB
 
 
 def serve(options: Mapping[str, Any]) -> Callable[[bytes], bytes]:
-    """The function that answers requests (DAG-CBOR in, DAG-CBOR out).
+    """The function that answers requests (frames of the local engine, see exchange/frames.py).
 
     `options`: `app` ("module:attribute" of a ClientApp), `store` (as for open_store), `run_id`,
     `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them), and
@@ -57,33 +57,31 @@ class _Worker:
         self._app: ClientApp | None = None
 
     def handle(self, request: bytes) -> bytes:
-        call = dagcbor.decode(request)
+        call, wire = unframe(request)
         before = self._store.counters.copy()
-        message, state, error = None, None, None
+        answer, state, error = b"", None, None
         try:
             use_store(self._store)
-            message, state = self._call(call)
-            if len(message) > _MAX_ANSWER:
-                raise EdgeError(f"its answer of {len(message)} bytes is more than {_MAX_ANSWER}")
+            answer, state = self._call(call, wire)
+            if len(answer) > _MAX_ANSWER:
+                raise EdgeError(f"its answer of {len(answer)} bytes is more than {_MAX_ANSWER}")
         except (Exception, SystemExit) as problem:
             logging.getLogger(__name__).debug(traceback.format_exc())
-            message, error = None, one_line(f"{type(problem).__name__}: {problem}")
+            answer, error = b"", one_line(f"{type(problem).__name__}: {problem}")
         after = self._store.counters
-        return dagcbor.encode(
-            {
-                "message": message,
-                "state": state,
-                "error": error,
-                "put": after.put_bytes - before.put_bytes,
-                "get": after.get_bytes - before.get_bytes,
-                "rss": peak_rss(),
-            }
-        )
+        header = {
+            "state": state and str(state),
+            "error": error,
+            "put": after.put_bytes - before.put_bytes,
+            "get": after.get_bytes - before.get_bytes,
+            "rss": peak_rss(),
+        }
+        return frame(header, answer)
 
-    def _call(self, call: Mapping[str, Any]) -> tuple[bytes, CID | None]:
+    def _call(self, call: Mapping[str, Any], wire: bytes) -> tuple[bytes, CID | None]:
         node, options = call["node"], self._options
         set_identity(run_id=options["run_id"], node_id=node)
-        message = message_from_bytes(call["message"])
+        message = message_from_bytes(wire)
         _seed_everything(options["seed"], node, message)
         context = Context(
             run_id=options["run_id"],
@@ -93,7 +91,7 @@ class _Worker:
                 "partition-id": call["partition"],
                 "num-partitions": call["partitions"],
             },
-            state=_load_state(self._store, call["state"]),
+            state=_load_state(self._store, call["state"] and CID.parse(call["state"])),
             run_config=dict(options["run_config"]),
         )
         if self._app is None:

@@ -12,6 +12,7 @@ from fedipfs.exchange.arrays import (
     to_torch,
 )
 from fedipfs.exchange.default import default_store, use_store
+from fedipfs.exchange.frames import frame, unframe
 from fedipfs.exchange.grid import CidGrid
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import check_examples, check_finite, check_update
@@ -27,6 +28,7 @@ __all__ = [
     "check_update",
     "cid_mod",
     "default_store",
+    "frame",
     "from_numpy",
     "from_torch",
     "specs_of",
@@ -34,5 +36,6 @@ __all__ = [
     "stored_cid",
     "to_dtype",
     "to_torch",
+    "unframe",
     "use_store",
 ]

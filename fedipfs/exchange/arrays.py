@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -61,7 +61,7 @@ class StoredArrays(ArrayRecord):
     @classmethod
     def open(cls, store: Store, cid: CID, order: CID | None = None) -> StoredArrays:
         """The record stored under `cid`. Raises what reading a block does, and WeightsError."""
-        weights = Weights(store, cid)
+        weights: Weights = _opened(cast(Any, store), cid)
         if order is None:
             return cls(weights)
         names = dag.get_record(store, order)
@@ -110,16 +110,32 @@ class StoredArrays(ArrayRecord):
         return to_torch(self)
 
 
+@lru_cache(maxsize=4)  # the clients of a worker all open the same model
+def _opened(store: Store, cid: CID) -> Weights:
+    return Weights(store, cid)
+
+
 def store_arrays(
     store: Store, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
 ) -> StoredArrays:
-    """`record` in the store; what is there already is neither encoded nor written again.
+    """`put_arrays`, and the record that is then in the store."""
+    if isinstance(record, StoredArrays) and record.cid is not None:
+        return record
+    return StoredArrays.open(store, *put_arrays(store, record, model))
+
+
+def put_arrays(
+    store: Store, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
+) -> tuple[CID, CID | None]:
+    """Put `record` into the store; what is there already is neither encoded nor written again.
+
+    Returns the CID of its file, and that of the tensors' order if it is not the file's.
 
     With `model`, whose names and shapes the record must share, arrays take the model's dtypes:
     several of Flower's strategies answer in float64 whatever they were given.
     """
     if isinstance(record, StoredArrays) and record.cid is not None:
-        return record
+        return record.cid, record.order
     specs = specs_of(record)
     if model is not None:
         if {n: s.shape for n, s in specs.items()} != {n: s.shape for n, s in model.items()}:
@@ -132,7 +148,7 @@ def store_arrays(
     order = None
     if names != [spec.name for spec in canonical(specs.values())]:
         order = dag.put_record(store, names)
-    return StoredArrays(Weights(store, cid), names, order)
+    return cid, order
 
 
 def stored_cid(record: ArrayRecord) -> CID:

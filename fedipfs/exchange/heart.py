@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedipfs.errors import EdgeError
-from fedipfs.exchange.arrays import StoredArrays, store_arrays
+from fedipfs.exchange.arrays import StoredArrays, put_arrays
 from fedipfs.ipld import CID
 from fedipfs.store import Store
 
@@ -38,10 +38,10 @@ class Exchange:
         slim = RecordDict()
         for key, record in content.items():
             if isinstance(record, ArrayRecord):
-                stored = store_arrays(self.store, record)
-                references[f"cid:{key}"] = str(stored.cid)
-                if stored.order is not None:
-                    references[f"order:{key}"] = str(stored.order)
+                cid, order = put_arrays(self.store, record)
+                references[f"cid:{key}"] = str(cid)
+                if order is not None:
+                    references[f"order:{key}"] = str(order)
             elif key == KEY:
                 raise EdgeError(f"the record key {KEY!r} is reserved for references; rename yours")
             else:

@@ -3,90 +3,153 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
-from pathlib import Path
+from difflib import get_close_matches
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from fedipfs.errors import ConfigError, FedIPFSError, RunError, RunInterrupted
 
-from fedipfs.errors import ConfigError, FedIPFSError, RunInterrupted
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _PRELOAD = ("fedipfs.clients.preload",)  # what workers need and what takes long to import
 _ON_RESUME = ("rounds", "engine", "data.root", "runs_dir", "resume")
 _failures: list[FedIPFSError] = []
+_began = False  # whether a job has: what fails before is a matter of the command line
+_stopping = False  # whether there was a signal to end
 
 
 def main() -> None:
     """Run the command line and exit as the documentation says (0, 1, 2, 3 or 130)."""
-    # Hydra then raises what it finds wrong instead of printing a page about it.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _hydra_main()
-        code = max((failure.exit_code for failure in _failures), default=0)
-    except (HydraException, OmegaConfBaseException) as error:
-        code = _complain(error, 2)
-    except KeyboardInterrupt:
-        code = 130
-        if not any(isinstance(failure, RunInterrupted) for failure in _failures):
-            _complain("stopped before the first round; there is nothing to go on with", code)
+        code = _exit_code()
+        sys.stdout.flush()
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
+    # All is written; a late signal shall not make another end of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://fedipfs.conf", config_name="config")
-def _hydra_main(config: DictConfig) -> float | None:
+def _exit_code() -> int:
+    # Hydra then raises what it finds wrong instead of printing a page about it.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        import hydra
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        run = hydra.main(version_base="1.3", config_path="pkg://fedipfs.conf", config_name="config")
+        try:
+            run(_hydra_job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            if _stopping:
+                raise KeyboardInterrupt from None
+            return _complain(_composing(error), 2)
+        return max((failure.exit_code for failure in _failures), default=0)
+    except BrokenPipeError:
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if not (_stopping or isinstance(error, KeyboardInterrupt)):
+            if not _began and isinstance(error, OSError):  # the folder of a sweep
+                return _complain(f"{error.filename}: {error.strerror}; choose another runs_dir", 2)
+            if not _began and isinstance(error, ValueError):
+                return _complain(f"{error}; --help shows how settings are given", 2)
+            traceback.print_exc()
+            return 1
+        if not any(isinstance(failure, RunInterrupted) for failure in _failures):
+            _complain("stopped before anything was begun", 130)
+        elif (sweep := sys.modules.get("fedipfs.server.sweep")) and sweep.SweepTable.latest:
+            sweep.SweepTable.latest.show()
+        return 130
+
+
+def _hydra_job(config: DictConfig) -> float | None:
     """One job: a run, or one cell of a sweep. Returns the target metric to the sweeper.
 
     Errors that are no bugs are reported here and kept, as Hydra would add words of its own; the
     other cells of a sweep are still worth running.
     """
+    global _began
+    _began = True
     try:
         return _job(config)
-    except FedIPFSError as error:
-        _failures.append(error)
-        _complain(error, error.exit_code)
-        if isinstance(error, RunInterrupted):
+    except (KeyboardInterrupt, Exception) as error:
+        failure: BaseException = error
+        if not isinstance(error, RunInterrupted) and (
+            _stopping or isinstance(error, KeyboardInterrupt)
+        ):
+            failure = RunInterrupted(_what_is_left(config))
+        _note_failure(failure)
+        if not isinstance(failure, FedIPFSError):
+            raise
+        _failures.append(failure)
+        _complain(failure, failure.exit_code)
+        if isinstance(failure, RunInterrupted):
             raise KeyboardInterrupt from None  # ends a sweep, too
         return None
 
 
 def _job(config: DictConfig) -> float | None:
-    from fedipfs.server import settings
+    from fedipfs.server import folder, settings
     from fedipfs.server.engine.pool import warm_up
 
-    values: Any = OmegaConf.to_container(config, resolve=True)
+    folder.RunFolder.latest = None  # that of a sweep's last cell
+    values = _resolved(config)
     resume = values["resume"]
     if resume is not None:
         values = _resumed(values)
     checked = settings.check(values)
+    folder.usable(checked["runs_dir"])
     if checked["engine"]["name"] == "local":
-        warm_up(_PRELOAD)  # while this process imports and loads, too
+        _shielded(warm_up)  # while this process imports and loads, too
     from fedipfs.observe.progress import Progress
     from fedipfs.server import sweep
     from fedipfs.server.run import run
 
     with Progress() as progress:
+        if _stopping:  # a library swallowed the exception
+            raise KeyboardInterrupt
         summary = run(checked, progress, resume=resume is not None)
     sweep.cells.append(summary)
-    metric = summary["metrics"].get(checked["task"]["metric"])
-    return None if metric is None else float(metric)
+    wanted, metrics = checked["task"]["metric"], summary["metrics"]
+    if metrics and wanted not in metrics:
+        _complain(
+            f"warning: metric {wanted} is not among {', '.join(metrics)}; name one of them as "
+            "task.metric",
+            0,
+        )
+    return float(metrics[wanted]) if wanted in metrics else None
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{key}{str(error).splitlines()[0]}; correct that value") from None
+    return dict(values)
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the run to resume, with what may change taken from the command line."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from fedipfs.server import settings
     from fedipfs.server.folder import RunFolder
 
     given = [item.lstrip("+").partition("=")[0] for item in HydraConfig.get().overrides.task]
@@ -96,17 +159,105 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
                 f"{key} cannot change when a run is resumed (only {', '.join(_ON_RESUME[:3])} "
                 "can); leave it out, or start a new run with init_from=<model CID>"
             )
-    folder = Path(values["runs_dir"]) / str(values["resume"])
-    RunFolder.open(values["runs_dir"], str(values["resume"])).close()
-    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    saved["runs_dir"] = values["runs_dir"]
+    folder = RunFolder.open(str(values["runs_dir"]), str(values["resume"]))
+    try:
+        _ = folder.head  # is it readable? Said here, before anything is loaded
+        loaded = OmegaConf.create(folder.read("config.yaml"))
+        if not isinstance(loaded, DictConfig):
+            raise ValueError("not a mapping")
+        saved = _resolved(loaded)
+        settings.check(saved)
+    except (YAMLError, OmegaConfBaseException, ConfigError, ValueError) as error:
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"{folder.path / 'config.yaml'} is no configuration ({problem}): restore the file, "
+            "or start a new run with init_from=<model CID>"
+        ) from None
+    finally:
+        folder.close()
+    saved["runs_dir"], saved["run_id"] = values["runs_dir"], str(values["resume"])
     if "rounds" in given:
         saved["rounds"] = values["rounds"]
     if "data.root" in given:
         saved["data"]["root"] = values["data"]["root"]
     if any(key.partition(".")[0] == "engine" for key in given):
         saved["engine"] = values["engine"]
-    return dict(saved)
+    return saved
+
+
+def _shielded(warm_up: Any) -> None:
+    """Have the process that workers are forked from started with SIGINT blocked.
+
+    A terminal's Ctrl-C reaches it as well; what becomes of the workers is decided in this process.
+    """
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # which unblocks SIGINT in this process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        warm_up(_PRELOAD)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _what_is_left(config: DictConfig) -> str:
+    """What to tell a user who stopped a run that could not say itself what remains of it."""
+    from fedipfs.server.folder import RunFolder
+
+    folder, resume = RunFolder.latest, config.get("resume")
+    if resume is None and (folder is None or not folder.resumable):
+        return "stopped before the first round; there is nothing to go on with"
+    name = resume if folder is None else folder.run_id
+    runs_dir = config.get("runs_dir")
+    where = "" if runs_dir == "runs" else f" runs_dir={runs_dir}"
+    return f"stopped; go on with: python -m fedipfs.server resume={name}{where}"
+
+
+def _note_failure(error: BaseException) -> None:
+    """Keep what a sweep's table says of this job."""
+    from fedipfs.server import sweep
+    from fedipfs.server.folder import RunFolder
+
+    folder = RunFolder.latest
+    kept = folder is not None and folder.resumable
+    text = str(error) if isinstance(error, FedIPFSError) else f"{type(error).__name__}: {error}"
+    sweep.cells.append(
+        {
+            "run_id": folder.run_id if folder is not None and kept else None,
+            "status": "failed",
+            "error": " ".join(text.split()),
+        }
+    )
+
+
+def _composing(error: Exception) -> str:
+    """What Hydra found wrong with the command line, in our words."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    from fedipfs.server import settings
+
+    first = str(error).split(" See https:")[0].splitlines()[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = list(error.options or ())
+        near = get_close_matches(name, options, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ";"
+        known = f"{hint} choose one of: {', '.join(options)}" if options else ""
+        return f"unknown {group or 'configuration'} '{name}'{known}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read '{error.override}' ({first}); write key=value, and quotes around a "
+            "value with special characters: 'key=\"a, b\"'"
+        )
+    if found := re.search(r"No match in the defaults list.* use (\S+)", str(error), re.S):
+        return f"{found[1].lstrip('+').partition('=')[0]} is added, not changed: {found[1]}"
+    if found := re.search(r"already at '.*remove \+ prefix: '(.*?)'", str(error), re.S):
+        return f"{found[1].partition('=')[0]} is a setting already; leave out the plus: {found[1]}"
+    if found := re.match(r"Multiple values for (\S+)\.", str(error)):
+        return f"{found[1]} is given more than once; leave one of them"
+    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
+        return settings.unknown(found[1])
+    return " ".join(str(error).split())
 
 
 def _complain(problem: object, code: int) -> int:
@@ -117,7 +268,11 @@ def _complain(problem: object, code: int) -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    """End at the first signal; what follows it is the orderly end, which no other may cut short."""
+    global _stopping
+    if not _stopping:
+        _stopping = True
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

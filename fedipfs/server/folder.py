@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +79,10 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes in. A folder in which no run began is taken away."""
         if not self.resumable:
-            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # whatever else is there stays
+                (self.path / "log.txt").unlink(missing_ok=True)
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
         self._lock.close()
 
     def write(self, name: str, text: str) -> None:
@@ -161,7 +163,12 @@ def usable(runs_dir: str) -> None:
 
 
 def _locked(path: Path) -> IO[str]:
-    lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+    try:
+        lock = open(path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+    except OSError as error:
+        raise RunError(
+            f"the run folder {path} cannot be written ({error.strerror}); make it writable"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -23,13 +23,12 @@ _PACKAGES = ("fedipfs", "flwr", "torch", "numpy")
 
 
 class Update(NamedTuple):
-    """One client's contribution to a round: what it sent, whether it was used."""
+    """One client's contribution to a round."""
 
     client: str
     cid: CID
     examples: int | float
     metrics: dict[str, Any]
-    used: bool
 
 
 def run_record(config: CID, model: CID, order: CID | None, dataset: str) -> dict[str, Any]:

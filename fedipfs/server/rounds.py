@@ -25,11 +25,12 @@ from fedipfs.ipld import CID
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update, round_record
 from fedipfs.store import Store, dag
-from fedipfs.strategies import require, save_state, screen
+from fedipfs.strategies import parts, require, save_state, screen
 
 log = logging.getLogger(__name__)
 
 Evaluator = Callable[[StoredArrays], dict[str, float]]
+_Aggregate = tuple[ArrayRecord | None, MetricRecord | None, list[Update], dict[int, str]]
 
 
 @dataclass
@@ -81,13 +82,11 @@ class Federation:
         model_in = self.model
         self.on_phase("training")
         replies = self._ask("train", number)
-        good, failures = self._screened(replies)
-        updates = [self._update(reply) for reply in good]  # some strategies empty the records
         self.on_phase("aggregating")
-        arrays, metrics, failures = self._aggregate(number, replies, good, failures)
+        aggregate = self._aggregate_own if self._screens else self._aggregate_stock
+        arrays, metrics, updates, failures = aggregate(number, replies)
         self.model = self._adopt(arrays, number)
         named = self._names(failures)
-        updates = [update._replace(used=update.client not in named) for update in updates]
         train = dict(metrics or {})
         train.pop("steps", None)
 
@@ -120,7 +119,7 @@ class Federation:
             train=train,
             evaluate=federated,
             server=server,
-            sgd_steps=sum(_steps(update) for update in updates if update.used),
+            sgd_steps=sum(_steps(update) for update in updates),
         )
 
     def _ask(self, what: str, number: int) -> list[Message]:
@@ -143,26 +142,22 @@ class Federation:
     def _weight_key(self) -> str:
         return str(getattr(self.strategy, "weighted_by_key", "num-examples"))
 
-    def _aggregate(
-        self, number: int, replies: list[Message], good: list[Message], failures: dict[int, str]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None, dict[int, str]]:
-        """What the strategy makes of the replies, and which were left out.
+    def _aggregate_stock(self, number: int, replies: list[Message]) -> _Aggregate:
+        """A strategy of Flower's gets the replies that are good."""
+        good, failures = self._screened(replies)
+        require(self.min_successes, len(good), self._names(failures), f"round {number}")
+        updates = [self._update(reply) for reply in good]  # some strategies empty the records
+        return *self.strategy.aggregate_train(number, good), updates, failures
 
-        Our own strategies look at the replies themselves; Flower's get those that are good.
-        """
-        name = f"round {number}"
-        if not self._screens:
-            require(self.min_successes, len(good), self._names(failures), name)
-            return *self.strategy.aggregate_train(number, good), failures
+    def _aggregate_own(self, number: int, replies: list[Message]) -> _Aggregate:
+        """Our own strategies look at the replies themselves and say what they left out."""
         try:
             arrays, metrics = self.strategy.aggregate_train(number, replies)
-        except RunFailed:  # say it with the clients' names
+        finally:  # a failure is told with the clients' names
             failures = self._excluded()
-            require(self.min_successes, len(replies) - len(failures), self._names(failures), name)
-            raise
-        failures = self._excluded()
-        require(self.min_successes, len(replies) - len(failures), self._names(failures), name)
-        return arrays, metrics, failures
+            good = [reply for reply in replies if reply.metadata.src_node_id not in failures]
+            require(self.min_successes, len(good), self._names(failures), f"round {number}")
+        return arrays, metrics, [self._update(reply) for reply in good], failures
 
     def _excluded(self) -> dict[int, str]:
         return dict(getattr(self.strategy, "excluded", {}))
@@ -197,12 +192,11 @@ class Federation:
         return stored
 
     def _update(self, reply: Message) -> Update:
-        (arrays,) = reply.content.array_records.values()
-        (metrics,) = reply.content.metric_records.values()
+        (arrays,), (metrics,) = parts(reply)
         numbers: dict[str, Any] = dict(metrics)
         examples = numbers.pop(self._weight_key, 0)
         name = self.grid.name_of(reply.metadata.src_node_id)
-        return Update(name, stored_cid(arrays), examples, numbers, used=True)
+        return Update(name, stored_cid(arrays), examples, numbers)
 
     def _names(self, failures: Mapping[int, str]) -> dict[str, str]:
         return {self.grid.name_of(node): reason for node, reason in failures.items()}

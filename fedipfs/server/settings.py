@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -196,7 +195,7 @@ def _integer(
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300  # NaN is not
 
 
 def _number(section: Mapping[str, Any], key: str, least: float, most: float, prefix: str) -> None:

@@ -3,7 +3,7 @@
 from fedipfs.strategies.build import STRATEGIES, Cohort, build
 from fedipfs.strategies.fedavg import FedAvg
 from fedipfs.strategies.mean import Mean
-from fedipfs.strategies.screen import require, screen
+from fedipfs.strategies.screen import parts, require, screen
 from fedipfs.strategies.state import load_state, save_state
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Mean",
     "build",
     "load_state",
+    "parts",
     "require",
     "save_state",
     "screen",

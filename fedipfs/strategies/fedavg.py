@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from fedipfs.errors import BadUpdate, EdgeError, FormatError, StoreError
 from fedipfs.exchange import StoredArrays, check_update, specs_of
 from fedipfs.strategies.mean import Mean
-from fedipfs.strategies.screen import require, screen
+from fedipfs.strategies.screen import parts, require, screen
 from fedipfs.weights import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -87,13 +87,13 @@ class FedAvg(FlowerFedAvg):
     def _mean(self, replies: list[Message]) -> Mean:
         mean = Mean(list(self._model.values()))
         for reply in replies:
-            (metrics,) = reply.content.metric_records.values()
+            _, (metrics,) = parts(reply)
             mean.add(_arrays(reply).weights, float(metrics[self.weighted_by_key]))  # type: ignore[arg-type]
         return mean
 
 
 def _arrays(reply: Message) -> StoredArrays:
-    (arrays,) = reply.content.array_records.values()
+    (arrays,), _ = parts(reply)
     if not isinstance(arrays, StoredArrays):
         raise EdgeError("FedAvg reads updates from the store: run it on a CidGrid")
     return arrays

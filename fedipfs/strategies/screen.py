@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedipfs.errors import BadUpdate, RunFailed, one_line
 from fedipfs.exchange import check_examples
@@ -34,21 +34,32 @@ def screen(
             reasons[reply.metadata.src_node_id] = reason
         else:
             answered.append(reply)
-    usual = Counter(map(_form, answered)).most_common(1)[0][0] if answered else ()
+    forms = {reply.metadata.src_node_id: _form(reply) for reply in answered}
+    usual = Counter(forms.values()).most_common(1)[0][0] if forms else ()
     good = []
     for reply in answered:
+        node = reply.metadata.src_node_id
         try:
             metrics = _metrics(reply, arrays)
             check_examples(metrics.get(weighted_by_key))
             if loss_key is not None:
                 _check_loss(metrics.get(loss_key), loss_key)
-            if (form := _form(reply)) != usual:
-                raise BadUpdate(f"its records are {list(form)}, the others' {list(usual)}")
+            if forms[node] != usual:
+                raise BadUpdate(f"its records are {list(forms[node])}, the others' {list(usual)}")
         except BadUpdate as error:
-            reasons[reply.metadata.src_node_id] = one_line(error)
+            reasons[node] = one_line(error)
         else:
             good.append(reply)
     return good, reasons
+
+
+def parts(reply: Message) -> tuple[list[ArrayRecord], list[MetricRecord]]:
+    """The array and metric records of a reply (Flower's own properties copy them each time)."""
+    records = list(reply.content.values())
+    return (
+        [record for record in records if isinstance(record, ArrayRecord)],
+        [record for record in records if isinstance(record, MetricRecord)],
+    )
 
 
 def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str) -> None:
@@ -64,24 +75,25 @@ def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str
 
 
 def _metrics(reply: Message, arrays: bool) -> MetricRecord:
-    content = reply.content
-    if arrays and len(content.array_records) != 1:
-        raise BadUpdate(f"it holds {len(content.array_records)} array records instead of one")
-    if len(content.metric_records) != 1:
-        raise BadUpdate(f"it holds {len(content.metric_records)} metric records instead of one")
-    (metrics,) = content.metric_records.values()
-    return metrics
+    array_records, metric_records = parts(reply)
+    if arrays and len(array_records) != 1:
+        raise BadUpdate(f"it holds {len(array_records)} array records instead of one")
+    if len(metric_records) != 1:
+        raise BadUpdate(f"it holds {len(metric_records)} metric records instead of one")
+    return metric_records[0]
 
 
 def _form(reply: Message) -> tuple[str, ...]:
     """Names of the array and metric records and of all metrics, lists with their lengths."""
-    content = reply.content
-    form = [*content.array_records]
-    for key, metrics in content.metric_records.items():
-        for name, value in sorted(metrics.items()):
-            length = f"[{len(value)}]" if isinstance(value, list) else ""
-            form.append(f"{key}.{name}{length}")
-    return tuple(form)
+    form = []
+    for key, record in reply.content.items():
+        if isinstance(record, ArrayRecord):
+            form.append(key)
+        elif isinstance(record, MetricRecord):
+            for name, value in sorted(record.items()):
+                length = f"[{len(value)}]" if isinstance(value, list) else ""
+                form.append(f"{key}.{name}{length}")
+    return tuple(sorted(form))
 
 
 def _check_loss(value: object, key: str) -> None:

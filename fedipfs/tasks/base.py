@@ -23,9 +23,8 @@ class Task(ABC):
     suits classification: examples as float32 vectors, cross-entropy, accuracy.
     """
 
-    #: The metric that sweeps optimise and the summary names, and whether more of it is better.
+    #: The metric that sweeps optimise and the summary names; `task.metric` says it to the server.
     metric: ClassVar[str] = "accuracy"
-    maximise: ClassVar[bool] = True
 
     @abstractmethod
     def model(self) -> torch.nn.Module:

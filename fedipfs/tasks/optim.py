@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,29 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from fedipfs.errors import ConfigError
+
+# What torch itself demands of numbers (and that a rate is above 0), by option.
+_AT_LEAST_0: tuple[Callable[[float], bool], str] = (lambda value: value >= 0, "of at least 0")
+_AT_LEAST_1: tuple[Callable[[float], bool], str] = (lambda value: value >= 1, "of at least 1")
+_UP_TO_1: tuple[Callable[[float], bool], str] = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "lr": (lambda value: value > 0, "above 0"),
+    "betas": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+    "rho": _UP_TO_1,
+    "factor": _UP_TO_1,
+    "start_factor": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "end_factor": _UP_TO_1,
+    **dict.fromkeys(("weight_decay", "momentum", "momentum_decay", "eps", "alpha"), _AT_LEAST_0),
+    **dict.fromkeys(("lr_decay", "initial_accumulator_value", "gamma", "power"), _AT_LEAST_0),
+    **dict.fromkeys(("step_size", "T_max", "T_0", "T_mult", "total_iters"), _AT_LEAST_1),
+}
+_UNFIT = {  # schedules that no configuration can describe, or that wait for a metric
+    "lambdalr": "it needs a function",
+    "multiplicativelr": "it needs a function",
+    "sequentiallr": "it needs other schedules",
+    "chainedscheduler": "it needs other schedules",
+    "reducelronplateau": "it needs a metric at every step",
+}
 
 
 def optimizer(parameters: Iterable[torch.nn.Parameter], spec: Mapping[str, Any]) -> Optimizer:
@@ -51,20 +74,56 @@ def apply_schedule(
 
 
 def check(train: Mapping[str, Any]) -> None:
-    """ConfigError if `train.optimizer` or `train.schedule` names no class or no option of it.
+    """ConfigError if `train.optimizer` or `train.schedule` cannot be made from its options.
 
-    Nothing is made (torch takes a second for its first optimizer), so an option's value is
-    looked at only when a client trains.
+    Torch takes a second for its first optimizer, so none is made here: names, kinds of values and
+    ranges are compared with the class's signature and the checks that torch makes.
     """
     for key, known in (("optimizer", _optimizers()), ("schedule", _schedules())):
         spec = train[key]
         if spec is None and key == "schedule":
             continue
         cls, options = _find(f"train.{key}", known, spec)
+        if why := _UNFIT.get(cls.__name__.lower()):
+            raise ConfigError(f"train.{key}.name={cls.__name__} cannot be used: {why}")
         try:
             inspect.signature(cls).bind(None, **options)
         except TypeError as error:
             raise _refused(f"train.{key}", cls, options, error) from None
+        for option, value in options.items():
+            _check_value(f"train.{key}.{option}", value, inspect.signature(cls).parameters[option])
+        steady = options.get("momentum") and not options.get("dampening")
+        if cls is torch.optim.SGD and options.get("nesterov") and not steady:
+            raise ConfigError(
+                "train.optimizer.nesterov=true needs a momentum above 0 and no dampening; "
+                "add +train.optimizer.momentum=0.9"
+            )
+
+
+def _check_value(name: str, value: Any, parameter: inspect.Parameter) -> None:
+    """ConfigError unless `value` is of the kind of the default, or of the annotation, and fits."""
+    default, annotation = parameter.default, parameter.annotation
+    kind = getattr(annotation, "__name__", annotation)
+    fits, words = _LIMITS.get(parameter.name, (lambda value: True, ""))
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value} must be true or false")
+    elif kind == "int":
+        if type(value) is not int or not fits(value):
+            raise ConfigError(f"{name}={value} must be a whole number {words}".rstrip())
+    elif type(default) in (int, float) or kind == "float":
+        if not _is_number(value) or not fits(value):
+            raise ConfigError(f"{name}={value} must be a number {words}".rstrip())
+    elif isinstance(default, tuple) and None not in default:
+        several = isinstance(value, list | tuple) and len(value) == len(default)
+        if not several or not all(_is_number(each) and fits(each) for each in value):
+            usual = ",".join(map(str, default))
+            each = f" {words}" if words else ""
+            raise ConfigError(f"{name}={value} must be {len(default)} numbers{each}, as [{usual}]")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # NaN is not
 
 
 def _make(key: str, known: Mapping[str, Any], spec: Mapping[str, Any], first: Any) -> Any:

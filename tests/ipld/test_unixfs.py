@@ -312,7 +312,9 @@ def test_a_mode_and_a_time_are_no_padding() -> None:
     assert list(unixfs.leaves(node(blocks, [leaf], field), blocks.get_block)) == [b"x"]
 
 
-@pytest.mark.parametrize(("width", "leaves"), [(174, 174 * 3 + 1), (174, 31_000), (5, 3126), (2, 60)])
+@pytest.mark.parametrize(
+    ("width", "leaves"), [(174, 174 * 3 + 1), (174, 31_000), (5, 3126), (2, 60)]
+)
 def test_narrow_balanced_files_read(
     monkeypatch: pytest.MonkeyPatch, width: int, leaves: int
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedipfs.exchange import frame, unframe
 from fedipfs.flower_compat import (
     CLIENT_APP_CRASHED,
     CLIENT_APP_RAISED_EXCEPTION,
@@ -20,7 +21,7 @@ from fedipfs.flower_compat import (
     set_identity,
     set_message_id,
 )
-from fedipfs.ipld import CID, dagcbor
+from fedipfs.ipld import CID
 from fedipfs.server.engine.pool import Outcome, Pool
 
 RUN_ID = 1
@@ -97,18 +98,14 @@ class LocalGrid(Grid):
             wire = message_to_bytes(message)
             self.traffic.flower += len(wire)
             self._waiting[job] = message
-            self._pool.submit(
-                job,
-                dagcbor.encode(
-                    {
-                        "message": wire,
-                        "node": node,
-                        "partition": node - FIRST_NODE,
-                        "partitions": len(self._nodes),
-                        "state": self.states.get(node),
-                    }
-                ),
-            )
+            state = self.states.get(node)
+            call = {
+                "node": node,
+                "partition": node - FIRST_NODE,
+                "partitions": len(self._nodes),
+                "state": state and str(state),
+            }
+            self._pool.submit(job, frame(call, wire))
             ids.append(job)
         return ids
 
@@ -144,16 +141,16 @@ class LocalGrid(Grid):
     def _reply(self, message: Message, outcome: Outcome) -> Message:
         if outcome.reply is None:
             return Message(Error(CLIENT_APP_CRASHED, outcome.reason), reply_to=message)
-        answer = dagcbor.decode(outcome.reply)
+        answer, wire = unframe(outcome.reply)
         self.traffic.store_put += answer["put"]
         self.traffic.store_get += answer["get"]
         self.traffic.peak_rss = max(self.traffic.peak_rss, answer["rss"])
         if answer["error"] is not None:
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message)
         if answer["state"] is not None:
-            self.states[message.metadata.dst_node_id] = answer["state"]
-        self.traffic.flower += len(answer["message"])
-        reply = message_from_bytes(answer["message"])
+            self.states[message.metadata.dst_node_id] = CID.parse(answer["state"])
+        self.traffic.flower += len(wire)
+        reply = message_from_bytes(wire)
         # Who answered is known here; what the reply says of it is not believed.
         said = {"error": reply.error} if reply.has_error() else {"content": reply.content}
         return Message(**said, reply_to=message)
