@@ -16,7 +16,14 @@ from flwr.clientapp import ClientApp
 from fedipfs import data, tasks
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
-from fedipfs.exchange import cid_mod, default_store, from_torch, to_torch
+from fedipfs.exchange import (
+    StoredArrays,
+    cid_mod,
+    default_store,
+    from_torch,
+    stored_cid,
+    to_torch,
+)
 from fedipfs.ipld import CID
 from fedipfs.store import dag
 
@@ -79,7 +86,7 @@ class Site(NamedTuple):
         """The module with the weights that came with `message`."""
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
-        self.model.load_state_dict(to_torch(arrays))
+        self.model.load_state_dict(_state_dict(stored_cid(arrays)))
         return self.model
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
@@ -88,6 +95,11 @@ class Site(NamedTuple):
         held_out = round(len(indices) * (self.config["data"]["validation"] or 0.0))
         train, test = np.split(indices, [len(indices) - held_out])
         return _take(self.dataset.train, train), _take(self.dataset.train, test)
+
+
+@lru_cache(maxsize=1)  # all clients of a round begin with the same model
+def _state_dict(cid: CID) -> dict[str, Any]:
+    return to_torch(StoredArrays.open(default_store(), cid))
 
 
 def _take(examples: Examples, indices: np.ndarray) -> Examples:

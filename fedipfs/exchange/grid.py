@@ -80,7 +80,7 @@ class CidGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         slim, arrays = self._slim(messages)
-        answers = list(self._grid.send_and_receive(slim, timeout=timeout))  # sets the message ids
+        answers = self._grid.send_and_receive(slim, timeout=timeout)  # sets the message ids
         sent = {
             message.metadata.message_id: (message, stored)
             for message, stored in zip(slim, arrays, strict=True)

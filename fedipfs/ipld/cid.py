@@ -7,7 +7,6 @@ str(cid), cid.bytes, CID.decode(...)  canonical text and binary forms
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,11 +149,12 @@ def _from_base16(text: str) -> bytes:
 
 
 def _from_base32(text: str) -> bytes:
-    data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+    whole = "b" + text.lower()
+    _, data = libipld.decode_multibase(whole)
     # The last character has spare bits; with them set, two texts would name one block.
-    if base64.b32encode(data).rstrip(b"=") != text.upper().encode("ascii"):
+    if libipld.encode_multibase("b", data) != whole:
         raise CidError("base32 text is not in canonical form")
-    return data
+    return bytes(data)
 
 
 def _one_case(text: str, decode: Callable[[str], bytes]) -> bytes:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from difflib import get_close_matches
 from types import FrameType
@@ -20,7 +21,10 @@ _PRELOAD = ("fedipfs.clients.preload",)  # what workers need and what takes long
 _ON_RESUME = ("rounds", "engine", "data.root", "runs_dir", "resume")
 _failures: list[FedIPFSError] = []
 _began = False  # whether a job has: what fails before is a matter of the command line
-_stopping = False  # whether there was a signal to end
+_loaded = False  # whether the libraries have been imported that a run needs
+_stopping: float | None = None  # when the first signal to end came
+_PATIENCE_S = 10.0  # the time for an orderly end; a signal after that ends at once
+_nothing = "stopped before anything was begun"  # what to say while there is no run to go on with
 
 
 def main() -> None:
@@ -51,8 +55,6 @@ def _exit_code() -> int:
         try:
             run(_hydra_job)()
         except (HydraException, OmegaConfBaseException) as error:
-            if _stopping:
-                raise KeyboardInterrupt from None
             return _complain(_composing(error), 2)
         return max((failure.exit_code for failure in _failures), default=0)
     except BrokenPipeError:
@@ -66,7 +68,7 @@ def _exit_code() -> int:
             traceback.print_exc()
             return 1
         if not any(isinstance(failure, RunInterrupted) for failure in _failures):
-            _complain("stopped before anything was begun", 130)
+            _complain(_nothing, 130)
         elif (sweep := sys.modules.get("fedipfs.server.sweep")) and sweep.SweepTable.latest:
             sweep.SweepTable.latest.show()
         return 130
@@ -87,7 +89,7 @@ def _hydra_job(config: DictConfig) -> float | None:
         if not isinstance(error, RunInterrupted) and (
             _stopping or isinstance(error, KeyboardInterrupt)
         ):
-            failure = RunInterrupted(_what_is_left(config))
+            failure = RunInterrupted(_what_is_left())
         _note_failure(failure)
         if not isinstance(failure, FedIPFSError):
             raise
@@ -102,10 +104,14 @@ def _job(config: DictConfig) -> float | None:
     from fedipfs.server import folder, settings
     from fedipfs.server.engine.pool import warm_up
 
+    global _loaded, _nothing
+    _loaded = _loaded or folder.RunFolder.latest is not None
     folder.RunFolder.latest = None  # that of a sweep's last cell
+    _nothing = "stopped before the first round; there is nothing to go on with"
     values = _resolved(config)
     resume = values["resume"]
     if resume is not None:
+        _nothing = _go_on(str(resume), str(values["runs_dir"]))
         values = _resumed(values)
     checked = settings.check(values)
     folder.usable(checked["runs_dir"])
@@ -116,8 +122,6 @@ def _job(config: DictConfig) -> float | None:
     from fedipfs.server.run import run
 
     with Progress() as progress:
-        if _stopping:  # a library swallowed the exception
-            raise KeyboardInterrupt
         summary = run(checked, progress, resume=resume is not None)
     sweep.cells.append(summary)
     wanted, metrics = checked["task"]["metric"], summary["metrics"]
@@ -175,6 +179,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         ) from None
     finally:
         folder.close()
+        RunFolder.latest = None  # the run itself is opened later
     saved["runs_dir"], saved["run_id"] = values["runs_dir"], str(values["resume"])
     if "rounds" in given:
         saved["rounds"] = values["rounds"]
@@ -200,17 +205,19 @@ def _shielded(warm_up: Any) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _what_is_left(config: DictConfig) -> str:
+def _what_is_left() -> str:
     """What to tell a user who stopped a run that could not say itself what remains of it."""
     from fedipfs.server.folder import RunFolder
 
-    folder, resume = RunFolder.latest, config.get("resume")
-    if resume is None and (folder is None or not folder.resumable):
-        return "stopped before the first round; there is nothing to go on with"
-    name = resume if folder is None else folder.run_id
-    runs_dir = config.get("runs_dir")
+    folder = RunFolder.latest
+    if folder is None or not folder.resumable:
+        return _nothing
+    return _go_on(folder.run_id, str(folder.path.parent))
+
+
+def _go_on(run_id: str, runs_dir: str) -> str:
     where = "" if runs_dir == "runs" else f" runs_dir={runs_dir}"
-    return f"stopped; go on with: python -m fedipfs.server resume={name}{where}"
+    return f"stopped; go on with: python -m fedipfs.server resume={run_id}{where}"
 
 
 def _note_failure(error: BaseException) -> None:
@@ -268,11 +275,27 @@ def _complain(problem: object, code: int) -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """End at the first signal; what follows it is the orderly end, which no other may cut short."""
+    """End at the first signal; those that follow do not cut the orderly end short.
+
+    While libraries are imported there is nothing to put in order, and an exception would be
+    printed, or lost, by extension modules that import others.
+    """
     global _stopping
-    if not _stopping:
-        _stopping = True
-        raise KeyboardInterrupt
+    folders: Any = sys.modules.get("fedipfs.server.folder")
+    opened = hasattr(folders, "RunFolder") and folders.RunFolder.latest is not None
+    if _stopping is None:
+        _stopping = time.monotonic()
+        if _loaded or opened:
+            raise KeyboardInterrupt
+        _exit_at_once(_nothing)
+    elif time.monotonic() - _stopping > _PATIENCE_S:
+        _exit_at_once(_what_is_left())
+
+
+def _exit_at_once(words: str) -> None:
+    cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a live display may have hidden it
+    os.write(sys.stderr.fileno(), f"{cursor}fedipfs-server: {words}\n".encode())
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ class _Session:
         self.lines: list[dict[str, Any]] = []
         self.states: dict[int, CID] = {}
         self.traffic = Traffic()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="fedipfs-commit")
+        self._commit_under_way: Future[None] | None = None
         dataset = bench.dataset.name
         self.recorded = dag.put_record(self.store, {**recorded(config), "dataset": dataset})
         self.head = folder.head or dag.put_record(
@@ -115,6 +118,7 @@ class _Session:
         finally:
             if pool is not None:
                 pool.close()
+            self._disk.shutdown()  # what is under way is completed
             summary = self._write_results(status, error)
         self.progress.finish(summary, folder.path, config["store"].get("path"))
         return summary
@@ -171,6 +175,7 @@ class _Session:
         for number in range(first, config["rounds"] + 1):
             progress.round_started(number, config["clients"]["per_round"])
             self._round(federation, number)
+        self._settle()
 
     def _round(self, federation: Federation, number: int) -> None:
         began, config, store = time.monotonic(), self.config, self.store
@@ -187,12 +192,23 @@ class _Session:
             "store_get": get,
         }
         line = _line(done, moved, time.monotonic() - began)
-        # The order makes any moment a safe one to be killed: blocks, line, head.
-        store.pin(done.record, self.folder.run_id)
-        store.flush()
+        # Disks are slow to confirm: the next round trains meanwhile, but is not committed before.
+        self._settle()
+        self._commit_under_way = self._disk.submit(self._commit, done, line)
+
+    def _settle(self) -> None:
+        """Wait until the round before is safe; raise what kept it from that."""
+        pending, self._commit_under_way = self._commit_under_way, None
+        if pending is not None:
+            pending.result()
+
+    def _commit(self, done: Round, line: dict[str, Any]) -> None:
+        """Make a round count. The order makes any moment a safe one to be killed."""
+        self.store.pin(done.record, self.folder.run_id)
+        self.store.flush()
         self.folder.append(line)
         self.folder.write("head", f"{done.record}\n")
-        store.unpin(self.head, self.folder.run_id)
+        self.store.unpin(self.head, self.folder.run_id)
         self.model, self.head = done.model, done.record
         self.lines.append(line)
         self.progress.round_done(line)

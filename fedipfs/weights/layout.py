@@ -87,9 +87,14 @@ def canonical(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
 
 def encode_header(specs: Iterable[TensorSpec]) -> bytes:
     """The header, length prefix and padding included, of a file that holds `specs`."""
+    ordered = tuple(canonical(specs))
+    return (_encode_again if len(ordered) <= 1000 else _encode)(ordered)
+
+
+def _encode(ordered: tuple[TensorSpec, ...]) -> bytes:
     entries: dict[str, Any] = {}
     offset = 0
-    for spec in canonical(specs):
+    for spec in ordered:
         if spec.name in entries or spec.name == "__metadata__":
             raise WeightsError(f"tensor name {spec.name!r} is used twice or reserved; rename it")
         end = offset + spec.nbytes
@@ -110,6 +115,9 @@ def encode_header(specs: Iterable[TensorSpec]) -> bytes:
             f"{MAX_HEADER} can be read back: use shorter names or split the model"
         )
     return len(text).to_bytes(8, "little") + text
+
+
+_encode_again = lru_cache(maxsize=4)(_encode)  # every update of a run has the same header
 
 
 def header_length(prefix: bytes) -> int:

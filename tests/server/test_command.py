@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -45,11 +48,30 @@ def test_a_run_prints_its_rounds_and_what_it_left(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["+experiment=mnits"], "mnits"),
-        (["+experiment=digits", "strategy=fedavgg"], "fedavgg"),
+        (["+experiment=digitz"], "unknown experiment 'digitz'; did you mean 'digits'? choose one"),
+        (
+            ["+experiment=digits", "strategy=xx"],
+            "unknown strategy 'xx'; choose one of: bulyan, fed",
+        ),
+        (["experiment=digits"], "+experiment=digits"),
+        (["+rounds=3"], "leave out the plus: rounds=3"),
+        (["+experiment=digits", "+experiment=mnist"], "experiment is given more than once"),
+        (["rounds=[1"], "cannot read 'rounds=[1'"),
+        (["rounds=${nope}"], "rounds: Interpolation key 'nope' not found"),
         (["+experiment=digits", "rounds=0"], "rounds=0"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999 is too large"),
+        (["clients=3"], "clients=3 takes the place of a whole section"),
+        (["train=x"], "set what is in it, as train.batch_size="),
+        (["store=3"], "Got int"),
+        (["strategy=krum", "strategy.num_malicious_nodes=abc"], "num_malicious_nodes=abc must be"),
+        (["+experiment=digits", "strategy=fedadam", "strategy.eta=-1"], "strategy.eta=-1 must be"),
+        (["+experiment=digits", "train.optimizer.lr=abc"], "train.optimizer.lr=abc must be"),
+        (["train.clip_norm=-1"], "train.clip_norm=-1 is not a number above 0"),
+        (["runs_dir=/proc/x"], "runs_dir=/proc/x cannot be used"),
+        (["-m", "runs_dir=/proc/x", "seed=1,2"], "choose another runs_dir"),
         (["+experiment=digits", "clients.per_round=11"], "clients.per_round=11"),
-        (["+experiment=digits", "roundz=3"], "roundz"),
+        (["+experiment=digits", "roundz=3"], "unknown setting 'roundz'; did you mean 'rounds'?"),
+        (["-m", "seed=1,2", "clients.totl=3"], "did you mean 'clients.total'?"),
         (["+experiment=digits", "rounds="], "rounds"),
         (["+experiment=digits", "train.optimizer.name=SDG"], "SDG"),
         (["+experiment=digits", "task.target=os:system"], "os:system"),
@@ -68,7 +90,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, words, says):
     assert done.stderr.startswith("fedipfs-server: ")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "runs").glob("*/config.yaml"))
+    assert {path.name for path in tmp_path.glob("runs/*")} <= {"store", "sweeps"}
     assert (tmp_path / "file").read_text() == "not a store"
 
 
@@ -85,6 +107,36 @@ def test_a_corrupt_store_is_named_and_nothing_is_lost(tmp_path):
     assert len(lines(tmp_path / "runs/one")) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("head", b"", "runs/one/head should hold one CID, not ''; put there the one that"),
+        ("head", b"bafy\n", "not 'bafy'"),
+        ("head", b"\xff\xfe", "runs/one/head cannot be read (not UTF-8)"),
+        ("config.yaml", b"a: [1", "runs/one/config.yaml is no configuration (expected ','"),
+        ("config.yaml", b"rounds: 2", "the setting experiment is missing"),
+        ("config.yaml", b"- 1", "not a mapping"),
+        ("config.yaml", b"\xff", "runs/one/config.yaml cannot be read"),
+    ],
+)
+def test_a_garbled_file_is_named_when_its_run_is_resumed(tmp_path, name, content, says):
+    folder = tmp_path / "runs" / "one"
+    play(tmp_path / "runs", *QUICK, "run_id=one")
+    kept = (folder / "model.safetensors").read_bytes()
+    (folder / name).write_bytes(content)
+    done = command("resume=one", "rounds=3", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert says in done.stderr
+    assert (folder / "model.safetensors").read_bytes() == kept
+
+
+def test_a_metric_that_is_not_measured_is_said_at_the_end(tmp_path):
+    done = command(*QUICK, "task.metric=f1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: metric f1 is not among loss, accuracy" in done.stderr.splitlines()[-1]
+
+
 def _wait_for(condition, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -97,7 +149,11 @@ def _rounds(folder: Path) -> int:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _group(process.pid) == pid]
+    return [
+        process
+        for process in psutil.process_iter()
+        if _group(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def _group(pid: int) -> int:
@@ -152,6 +208,84 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, whole, sig)
     assert summary(folder)["head_cid"] == whole["head_cid"]
 
 
+def _listens(process: subprocess.Popen[str]) -> bool:
+    """Whether the server's Python code handles signals; before, the interpreter starts."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        time.sleep(1)
+        return True
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _interrupt(process: subprocess.Popen[str], times: int = 1, apart: float = 0.0) -> str:
+    """Ctrl-C, as a terminal does; what the server had to say."""
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(apart)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "ignored" not in stderr
+    _wait_for(lambda: not _family(process.pid), 30)
+    return stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.3, 0.7, 1.2, 2.0])
+def test_ctrl_c_before_the_first_round_leaves_nothing_behind(tmp_path, delay):
+    process = start(*LONG, cwd=tmp_path)
+    _wait_for(lambda: _listens(process))
+    time.sleep(delay)
+    stderr = _interrupt(process)
+    folder = tmp_path / "runs" / "one"
+    if folder.exists():  # the machine is fast
+        assert "resume=one" in stderr
+        assert (folder / "config.yaml").exists()
+    else:
+        assert stderr.count("\n") == 1
+        assert "nothing to go on with" in stderr or "before anything was begun" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0.005, 0.02])
+def test_ctrl_c_pressed_twice_ends_as_once(tmp_path, apart):
+    folder = tmp_path / "runs" / "one"
+    process = start(*LONG, "rounds=500", cwd=tmp_path)
+    _wait_for(lambda: _rounds(folder) >= 2)
+    stderr = _interrupt(process, 3, apart)
+    assert "go on with: python -m fedipfs.server resume=one" in stderr
+    assert "nothing to go on with" not in stderr
+    assert summary(folder)["status"] == "interrupted"
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_resumed_run_loads_says_that_it_can_go_on(tmp_path):
+    play(tmp_path / "runs", *QUICK, "run_id=one")
+    process = start("resume=one", "rounds=500", cwd=tmp_path)
+    # The helper that forks workers is started once the settings are read, before data are.
+    _wait_for(lambda: len(_family(process.pid)) > 1)
+    stderr = _interrupt(process)
+    assert "go on with: python -m fedipfs.server resume=one" in stderr
+    assert summary(tmp_path / "runs/one")["rounds_completed"] >= 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_sweep_leaves_the_table_of_finished_cells(tmp_path):
+    process = start("-m", *QUICK, "rounds=1,500", "seed=1", cwd=tmp_path)
+    _wait_for(lambda: any(_rounds(path) >= 2 for path in tmp_path.glob("runs/*-digits-*")))
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "go on with: python -m fedipfs.server resume=" in stderr
+    (path,) = tmp_path.glob("runs/sweeps/*/sweep.csv")
+    (row,) = csv.DictReader(path.open())
+    assert (row["rounds"], row["status"]) == ("1", "finished")
+    assert str(path.relative_to(tmp_path)) in stdout
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_still_resumes(tmp_path, whole):
     """Kills at moments spread over a round, between which the run must always find its way."""
@@ -198,7 +332,7 @@ def test_a_run_whose_clients_all_fail_exits_with_3(tmp_path):
 
 def test_a_sweep_ends_with_a_table_and_a_csv_and_shares_the_store(tmp_path):
     words = ["-m", *QUICK, "strategy=fedavg,fedadam", "seed=1,2", "rounds=1"]
-    done = command(*words, cwd=tmp_path, COLUMNS="200")
+    done = command(*words, cwd=tmp_path, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs" / "sweeps").glob("*/sweep.csv")
     rows = list(csv.DictReader(path.open()))
@@ -210,7 +344,13 @@ def test_a_sweep_ends_with_a_table_and_a_csv_and_shares_the_store(tmp_path):
     ]
     assert all(0 < float(row["accuracy"]) <= 1 and row["status"] == "finished" for row in rows)
     assert len({row["final_model_cid"] for row in rows}) == 4
-    assert all(row["run_id"] in done.stdout for row in rows)
+    table = done.stdout[done.stdout.index("Sweep") :]
+    heading = next(line for line in table.splitlines() if "strategy" in line)
+    assert re.findall(r"\w+", heading) == [
+        "strategy", "seed", "loss", "accuracy", "seconds", "status"
+    ]  # fmt: skip
+    assert sum("finished" in line for line in table.splitlines()) == 4  # a line each
+    assert rows[0]["experiment"] == "digits" and (tmp_path / "runs" / rows[0]["run_id"]).is_dir()
     assert str(path.relative_to(tmp_path)) in done.stdout
 
 
@@ -221,6 +361,9 @@ def test_a_bad_cell_does_not_stop_a_sweep(tmp_path):
     (path,) = (tmp_path / "runs" / "sweeps").glob("*/sweep.csv")
     rows = list(csv.DictReader(path.open()))
     assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert rows[0]["error"] == ""
+    assert "clients.per_round=9 is more than" in rows[1]["error"]
+    assert "failed" in done.stdout
     assert "clients.per_round=9" in done.stderr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,16 +116,22 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        ids = list(self.push_messages(messages))
+        return self._replies(list(self.push_messages(messages)), timeout)
+
+    def _replies(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
+        """Replies as they come, so that they are looked at while other clients still train."""
         end = None if timeout is None else time.monotonic() + timeout
-        while any(job in self._waiting for job in ids):
+        missing = set(ids)
+        while missing:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
             self._collect(left)
-        for job in ids:
+            ready = missing & self._done.keys()
+            missing -= ready
+            yield from (self._done.pop(job) for job in ready)
+        for job in missing:  # what comes later is dropped
             self._waiting.pop(job, None)
-        return [self._done.pop(job) for job in ids if job in self._done]
 
     def _collect(self, timeout_s: float | None) -> None:
         outcomes = self._pool.collect(timeout_s)
