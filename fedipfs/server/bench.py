@@ -15,7 +15,7 @@ from fedipfs.errors import ConfigError
 from fedipfs.exchange import StoredArrays, from_torch, store_arrays, to_torch
 from fedipfs.ipld import CID
 from fedipfs.store import Store, dag, open_store
-from fedipfs.strategies import Cohort, build
+from fedipfs.strategies import Cohort, build, required_successes
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Bench:
     task: tasks.Task
     dataset: Dataset
     strategy: Strategy
+    min_successes: int  # of a round
     model: StoredArrays  # the model that the first round begins with
 
     @classmethod
@@ -39,6 +40,7 @@ class Bench:
             min_successes=clients["min_successes"],
         )
         strategy = build(config["strategy"], cohort)
+        min_successes = required_successes(config["strategy"], cohort)
         store = open_store(config["store"])
         # The configuration is the coordinator's own here, so what it names may be loaded.
         task = tasks.load(
@@ -58,7 +60,7 @@ class Bench:
             classes_per_client=options["classes_per_client"],
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
-        return cls(store, task, dataset, strategy, model)
+        return cls(store, task, dataset, strategy, min_successes, model)
 
     def evaluate(self, model: StoredArrays, config: Mapping[str, Any]) -> dict[str, float]:
         """Loss and metrics of `model` on the server's test set."""

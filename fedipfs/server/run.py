@@ -160,7 +160,7 @@ class _Session:
             self.recorded,
             self.head,
             config["seed"],
-            config["clients"]["min_successes"],
+            bench.min_successes,
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:

@@ -1,6 +1,6 @@
 """How the clients' work is combined: streaming FedAvg, and Flower's strategies by name."""
 
-from fedipfs.strategies.build import STRATEGIES, Cohort, build
+from fedipfs.strategies.build import STRATEGIES, Cohort, build, required_successes
 from fedipfs.strategies.fedavg import FedAvg
 from fedipfs.strategies.mean import Mean
 from fedipfs.strategies.screen import parts, require, screen
@@ -15,6 +15,7 @@ __all__ = [
     "load_state",
     "parts",
     "require",
+    "required_successes",
     "save_state",
     "screen",
 ]

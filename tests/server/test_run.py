@@ -299,7 +299,7 @@ def test_what_cannot_be_right_is_refused_before_anything_is_made(tmp_path, words
 
 @pytest.mark.parametrize("run_id", ["store", "../up", "a b", ".hidden", ""])
 def test_a_run_id_that_is_no_folder_name_is_refused(tmp_path, run_id):
-    with pytest.raises(UserError, match="cannot name a folder|is not a text"):
+    with pytest.raises(UserError, match=r"cannot name a folder|is not a text"):
         play(tmp_path, *QUICK, f"run_id='{run_id}'")
 
 
