@@ -69,7 +69,7 @@ def _exit_code() -> int:
             return 1
         if not any(isinstance(failure, RunInterrupted) for failure in _failures):
             _complain(_nothing, 130)
-        elif (sweep := sys.modules.get("fedipfs.server.sweep")) and sweep.SweepTable.latest:
+        if (sweep := sys.modules.get("fedipfs.server.sweep")) and sweep.SweepTable.latest:
             sweep.SweepTable.latest.show()
         return 130
 
@@ -116,13 +116,14 @@ def _job(config: DictConfig) -> float | None:
     checked = settings.check(values)
     folder.usable(checked["runs_dir"])
     if checked["engine"]["name"] == "local":
-        _shielded(warm_up)  # while this process imports and loads, too
+        warm_up(_PRELOAD)  # while this process imports and loads, too
     from fedipfs.observe.progress import Progress
     from fedipfs.server import sweep
     from fedipfs.server.run import run
 
     with Progress() as progress:
         summary = run(checked, progress, resume=resume is not None)
+    _nothing = f"stopped after run {summary['run_id']} had finished"
     sweep.cells.append(summary)
     wanted, metrics = checked["task"]["metric"], summary["metrics"]
     if metrics and wanted not in metrics:
@@ -188,21 +189,6 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     if any(key.partition(".")[0] == "engine" for key in given):
         saved["engine"] = values["engine"]
     return saved
-
-
-def _shielded(warm_up: Any) -> None:
-    """Have the process that workers are forked from started with SIGINT blocked.
-
-    A terminal's Ctrl-C reaches it as well; what becomes of the workers is decided in this process.
-    """
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # which unblocks SIGINT in this process
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        warm_up(_PRELOAD)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _what_is_left() -> str:

@@ -23,7 +23,6 @@ def checked(tmp_path, *words):
         (["rounds=true"], "rounds=True is not a whole number"),
         (["clients=3"], r"clients=3 takes the place.*clients\.total="),
         (["evaluate=x"], r"evaluate=x takes the place.*evaluate\.server="),
-        (["data=[1]"], r"data=\[1\] takes the place"),
         (["train.clip_norm=-1"], r"train\.clip_norm=-1"),
         (["train.clip_norm=0"], r"train\.clip_norm=0"),
         (["train.clip_norm=nan"], r"train\.clip_norm=nan"),

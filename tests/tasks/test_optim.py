@@ -43,7 +43,7 @@ def test_what_is_accepted_can_be_made(optimizer):
         {"name": "CosineAnnealingLR", "T_max": 10},
         {"name": "CosineAnnealingWarmRestarts", "T_0": 3, "T_mult": 2},
         {"name": "LinearLR", "start_factor": 0.5, "total_iters": 4},
-        {"name": "PolynomialLR", "total_iters": 4, "power": 2.0},
+        {"name": "PolynomialLR", "total_iters": 9, "power": 2.0},
         {"name": "OneCycleLR", "max_lr": 0.5, "total_steps": 9, "cycle_momentum": False},
     ],
 )

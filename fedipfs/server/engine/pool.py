@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 from fedipfs.errors import one_line
@@ -54,7 +54,9 @@ def warm_up(modules: Sequence[str]) -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     forkserver.set_forkserver_preload(list(modules))
-    # Python's fork server ignores Ctrl-C only once it has imported; blocked signals are inherited.
+    # Ctrl-C reaches the fork server, too, and it ignores that only once it has imported: start it
+    # with the signal blocked, which is inherited (the resource tracker, if first, unblocks it).
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
