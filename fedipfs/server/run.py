@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -93,6 +95,10 @@ class _Session:
         config, folder = self.config, self.folder
         last = self._last_round()
         if last >= config["rounds"]:
+            if not self._concluded():  # stopped while the results were written
+                summary = self._write_results("finished", None)
+                self.progress.finish(summary, folder.path, config["store"].get("path"))
+                return summary
             raise RunError(
                 f"run {folder.run_id} has finished its {last} rounds; to train on, add "
                 f"rounds={last + 1} or more"
@@ -122,6 +128,13 @@ class _Session:
             summary = self._write_results(status, error)
         self.progress.finish(summary, folder.path, config["store"].get("path"))
         return summary
+
+    def _concluded(self) -> bool:
+        """Whether summary.json says that the run has finished."""
+        with contextlib.suppress(RunError, ValueError):
+            summary = json.loads(self.folder.read("summary.json"))
+            return bool(summary.get("status") == "finished")
+        return False
 
     def _last_round(self) -> int:
         """Put everything where the last completed round left it; 0 if there is none."""

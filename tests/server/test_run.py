@@ -182,6 +182,16 @@ def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == content
 
 
+def test_results_that_were_not_written_are_written_on_resume(tmp_path):
+    done = play(tmp_path, *QUICK, "run_id=one")
+    for name in ("summary.json", "model.safetensors", "report.html"):
+        (tmp_path / "one" / name).unlink()
+    again = play(tmp_path, *QUICK, "run_id=one", resume=True)
+    assert again["final_model_cid"] == done["final_model_cid"]
+    assert again["metrics"] == done["metrics"]
+    assert (tmp_path / "one" / "model.safetensors").exists()
+
+
 def test_federated_evaluation_uses_what_clients_hold_out(tmp_path):
     summary = play(tmp_path, *QUICK, "evaluate.federated=true", "evaluate.server=false")
     assert set(summary["metrics"]) == {"loss", "accuracy"}
