@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -20,6 +21,12 @@ from fedipfs.store import FolderStore  # noqa: E402
 
 settings.register_profile("fedipfs", deadline=None)  # a busy machine is no finding
 settings.load_profile("fedipfs")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collection() -> None:
+    """Flower's QFedAvg and Bulyan collect garbage for every update: leave out what is there."""
+    gc.freeze()
 
 
 @pytest.fixture

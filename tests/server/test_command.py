@@ -17,6 +17,8 @@ from runs import QUICK, command, lines, play, start, summary
 
 import fedipfs
 
+pytestmark = pytest.mark.slow  # each starts the real command
+
 EXPERIMENTS = sorted(
     path.stem for path in Path(fedipfs.__file__).parent.joinpath("conf/experiment").glob("*.yaml")
 )
@@ -179,7 +181,6 @@ def whole(tmp_path_factory):
     return play(tmp_path_factory.mktemp("whole"), *LONG)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, whole, sig):
     folder = tmp_path / "runs" / "one"
@@ -232,7 +233,6 @@ def _interrupt(process: subprocess.Popen[str], times: int = 1, apart: float = 0.
     return stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0, 0.3, 0.7, 1.2, 2.0])
 def test_ctrl_c_before_the_first_round_leaves_nothing_behind(tmp_path, delay):
     process = start(*LONG, cwd=tmp_path)
@@ -248,7 +248,6 @@ def test_ctrl_c_before_the_first_round_leaves_nothing_behind(tmp_path, delay):
         assert "nothing to go on with" in stderr or "before anything was begun" in stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("apart", [0.005, 0.02])
 def test_ctrl_c_pressed_twice_ends_as_once(tmp_path, apart):
     folder = tmp_path / "runs" / "one"
@@ -261,7 +260,6 @@ def test_ctrl_c_pressed_twice_ends_as_once(tmp_path, apart):
     assert (folder / "model.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_ctrl_c_while_a_resumed_run_loads_says_that_it_can_go_on(tmp_path):
     play(tmp_path / "runs", *QUICK, "run_id=one")
     process = start("resume=one", "rounds=500", "engine=local", cwd=tmp_path)
@@ -272,7 +270,6 @@ def test_ctrl_c_while_a_resumed_run_loads_says_that_it_can_go_on(tmp_path):
     assert summary(tmp_path / "runs/one")["rounds_completed"] >= 2
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_a_sweep_leaves_the_table_of_finished_cells(tmp_path):
     process = start("-m", *QUICK, "rounds=1,500", "seed=1", cwd=tmp_path)
     _wait_for(lambda: any(_rounds(path) >= 2 for path in tmp_path.glob("runs/*-digits-*")))
@@ -286,7 +283,6 @@ def test_ctrl_c_in_a_sweep_leaves_the_table_of_finished_cells(tmp_path):
     assert str(path.relative_to(tmp_path)) in stdout
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_it_still_resumes(tmp_path, whole):
     """Kills at moments spread over a round, between which the run must always find its way."""
     folder = tmp_path / "runs" / "one"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,6 @@ from fedipfs.store import dag
 from fedipfs.strategies import Cohort, build
 
 NODES = 6
-gc.freeze()  # Flower's QFedAvg collects garbage for every update
 FAULTS = [
     "steps_list",
     "loss_list",

@@ -103,6 +103,7 @@ def test_pins_keep_what_the_head_reaches_and_no_more(tmp_path):
         store.get(head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
 def test_the_same_configuration_gives_the_same_cids_whatever_the_workers(tmp_path, strategy):
     words = (*QUICK, f"strategy={strategy}")

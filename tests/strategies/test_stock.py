@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 
 import numpy as np
@@ -18,7 +17,6 @@ from fedipfs.exchange import from_numpy, specs_of, store_arrays
 from fedipfs.strategies import STRATEGIES, Cohort, build, load_state, save_state
 
 NODES = 8
-gc.freeze()  # Flower's QFedAvg and Bulyan collect garbage for every update
 COHORT = Cohort(total=NODES, train=NODES, evaluate=0, min_successes=1)
 OPTIONS = {
     "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.5},
