@@ -30,7 +30,7 @@ class Progress:
 
     Args:
         stream: where to write; stderr by default. The display is live where it is a terminal.
-        quiet: only notes and warnings.
+        quiet: only the note.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -93,10 +93,6 @@ class Progress:
         folder = folder or Path("runs") / str(summary.get("run_id", ""))
         if not self._quiet:
             print("\n" + closing(summary, folder, store, _program()), flush=True)
-
-    def warn(self, text: str) -> None:
-        """One line the user should read, above the display."""
-        self._write(f"warning: {text}", style="yellow")
 
     def close(self) -> None:
         """Take the live display away and show the cursor again; harmless when called twice."""

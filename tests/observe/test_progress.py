@@ -44,7 +44,6 @@ def play(progress: Progress, rounds: int = 2) -> None:
                 progress.client_done(f"client-{client}", ok=client != 1)
             reason = {"client": "client-1", "reason": "ValueError: " + "long " * 40}
             progress.round_done(line(number, [reason]))
-        progress.warn("something to know")
         progress.finish({"run_id": "r1", "experiment": "digits", "rounds_completed": rounds})
 
 
@@ -59,17 +58,16 @@ def test_plain_output_is_a_line_a_round(capsys: pytest.CaptureFixture[str]) -> N
         "round 2/2  accuracy 0.9000  loss 0.2500  2/3 cl",
     ]
     assert lines[2].endswith("…)")
-    assert lines[4:] == ["warning: something to know"]
+    assert lines[4:] == []
     assert "\x1b" not in stream.getvalue()
     assert "Finished: digits, 2 rounds" in capsys.readouterr().out
 
 
-def test_quiet_leaves_notes_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_leaves_the_note(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     play(Progress(stream, quiet=True))
     assert stream.getvalue().splitlines() == [
         "*** NOTE: no MNIST files: using digits ***",
-        "warning: something to know",
     ]
     assert capsys.readouterr().out == ""
 
