@@ -5,17 +5,34 @@
     │   ├── ConfigError               a configuration value, or a combination of them
     │   ├── DataError                 data files: missing, malformed, wrong checksum
     │   ├── RunError                  a run's folder: exists, not found, in use, finished
-    │   └── StoreError                the block store
-    │       ├── StoreUnusable         no permission, read-only, or not a store
-    │       ├── StoreFull             no space left, or over the configured cap
-    │       ├── BlockNotFound         a CID the store does not hold
-    │       └── BlockCorrupt          bytes that do not hash to their CID
+    │   ├── StoreError                the block store
+    │   │   ├── StoreUnusable         no permission, read-only, not a store, or credentials refused
+    │   │   ├── StoreUnreachable      the service behind the store does not answer
+    │   │   ├── StoreTimeout          it did not answer in time
+    │   │   ├── StoreBadAnswer        it answered what no honest service answers
+    │   │   ├── StoreFull             no space left, or over the configured cap
+    │   │   ├── BlockNotFound         a CID the store does not hold
+    │   │   └── BlockCorrupt          bytes that do not hash to their CID
+    │   ├── KeyFileError              a file of private keys: unreadable, open to others, damaged
+    │   └── TrustListError            a trust list: unreadable, malformed, contradictory
     ├── FormatError (ValueError)      2: bytes or text that do not follow their specification
     │   ├── CidError
     │   ├── UnixFSError
     │   ├── DagCborError
     │   ├── CarError
-    │   └── WeightsError              safetensors bytes
+    │   ├── WeightsError              safetensors bytes
+    │   └── EnvelopeError             sealed bytes that cannot be opened
+    │       ├── EnvelopeVersion       sealed in a form that this version does not know
+    │       ├── EnvelopeTampered      changed, reordered or spliced since it was sealed
+    │       ├── EnvelopeTruncated     its end is missing
+    │       ├── NotSealed             plain bytes where sealed ones are required
+    │       └── NotRecipient          sealed to others
+    ├── SignatureRefused              3: what arrived is not signed as it must be
+    │   ├── SignatureMissing
+    │   ├── SignatureWrong            the signature does not fit what was signed
+    │   ├── SignerUnknown             nobody in the trust list, or not in that role
+    │   ├── SignerExpired             outside the dates of the trust list
+    │   └── SignerRevoked
     ├── EdgeError                     1: a message that would carry more than CIDs through Flower
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, the loss diverged, ...
@@ -65,6 +82,18 @@ class StoreUnusable(StoreError):
     """The store cannot be opened or written."""
 
 
+class StoreUnreachable(StoreError):
+    """The service behind a store does not answer: refused, reset, or no such host."""
+
+
+class StoreTimeout(StoreError):
+    """The service behind a store did not answer in time."""
+
+
+class StoreBadAnswer(StoreError):
+    """The service behind a store answered what no honest one does: too much, garbage, ..."""
+
+
 class StoreFull(StoreError):
     """No space is left on the device, or the store has reached its cap."""
 
@@ -75,6 +104,14 @@ class BlockNotFound(StoreError):
 
 class BlockCorrupt(StoreError):
     """A block's bytes do not hash to its CID."""
+
+
+class KeyFileError(UserError):
+    """A file of private keys that is unreadable, damaged, or open to other users."""
+
+
+class TrustListError(UserError):
+    """A trust list that is unreadable, malformed or contradicts itself."""
 
 
 class FormatError(FedIPFSError, ValueError):
@@ -101,6 +138,56 @@ class CarError(FormatError):
 
 class WeightsError(FormatError):
     """Not a safetensors file, or tensors that do not fit what was asked."""
+
+
+class EnvelopeError(FormatError):
+    """Sealed bytes that cannot be opened."""
+
+
+class EnvelopeVersion(EnvelopeError):
+    """Sealed in a form that this version does not know."""
+
+
+class EnvelopeTampered(EnvelopeError):
+    """Changed, reordered or spliced since it was sealed."""
+
+
+class EnvelopeTruncated(EnvelopeError):
+    """The end is missing."""
+
+
+class NotSealed(EnvelopeError):
+    """Plain bytes where sealed ones are required."""
+
+
+class NotRecipient(EnvelopeError):
+    """Sealed to others."""
+
+
+class SignatureRefused(FedIPFSError):
+    """What arrived is not signed as it must be."""
+
+    exit_code = 3
+
+
+class SignatureMissing(SignatureRefused):
+    """There is no signature where one is required."""
+
+
+class SignatureWrong(SignatureRefused):
+    """The signature does not fit what was signed, or by whom."""
+
+
+class SignerUnknown(SignatureRefused):
+    """The signer is not in the trust list, or not in that role."""
+
+
+class SignerExpired(SignatureRefused):
+    """Now is outside the signer's dates in the trust list."""
+
+
+class SignerRevoked(SignatureRefused):
+    """The signer's key is revoked in the trust list."""
 
 
 class EdgeError(FedIPFSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from fedipfs.ipld import CID, RAW
@@ -16,12 +16,19 @@ MAX_BLOCK = 2 << 20  # bytes; larger blocks do not travel between IPFS nodes
 
 @dataclass
 class Counters:
-    """Blocks and bytes that one store object has put and got, present blocks put again included."""
+    """Blocks and bytes that one store object has put and got, present blocks put again included.
+
+    Of these, `sent` and `fetched` went to and came from a service; a folder sends and fetches none.
+    """
 
     put_blocks: int = 0
     put_bytes: int = 0
     get_blocks: int = 0
     get_bytes: int = 0
+    sent_blocks: int = 0
+    sent_bytes: int = 0
+    fetched_blocks: int = 0
+    fetched_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def count_put(self, size: int) -> None:
@@ -34,19 +41,33 @@ class Counters:
             self.get_blocks += 1
             self.get_bytes += size
 
+    def count_sent(self, blocks: int, size: int) -> None:
+        with self._lock:
+            self.sent_blocks += blocks
+            self.sent_bytes += size
+
+    def count_fetched(self, size: int) -> None:
+        with self._lock:
+            self.fetched_blocks += 1
+            self.fetched_bytes += size
+
     def copy(self) -> Counters:
         """The counts now; they do not change when this store's do."""
         with self._lock:
-            return Counters(self.put_blocks, self.put_bytes, self.get_blocks, self.get_bytes)
+            return replace(self, _lock=threading.Lock())
 
 
 class Store(Protocol):
     """Blocks by CID, and pins. Safe to use from several threads.
 
-    Methods raise StoreUnusable when the store behind cannot be reached or written.
+    Methods raise StoreUnusable when the store cannot be written, and, of a store that is a service,
+    StoreUnreachable, StoreTimeout and StoreBadAnswer.
     """
 
-    counters: Counters
+    @property
+    def counters(self) -> Counters:
+        """What has passed; `copy` it to compare with later."""
+        ...
 
     def put(self, block: Buffer, codec: int = RAW) -> CID:
         """Store a block of at most 2 MiB; returns its CIDv1. Raises StoreFull."""
@@ -64,8 +85,8 @@ class Store(Protocol):
         """Bytes of that one block, not hashed. Raises BlockNotFound."""
         ...
 
-    def pin(self, root: CID, name: str = "") -> None:
-        """Keep a block and everything it links to, for as long as it has any name.
+    def pin(self, root: CID, name: str = "", *, recursive: bool = True) -> None:
+        """Keep a block, and with `recursive` all it links to, for as long as it has any name.
 
         Names are any text; a root may have several. Raises BlockNotFound without the root.
         """
@@ -81,6 +102,14 @@ class Store(Protocol):
 
     def flush(self) -> None:
         """Make everything put so far survive a power loss."""
+        ...
+
+    def publish(self) -> None:
+        """Hand what was put to where others read it; CIDs may be given to others after that."""
+        ...
+
+    def fetch(self, root: CID) -> None:
+        """Bring a file's or a record's blocks near, where that makes reading them quicker."""
         ...
 
 

@@ -60,20 +60,36 @@ class FolderStore:
         Of a block that is there already only the age is refreshed (see gc.py), unless its size
         is wrong: then it is written anew. Raises StoreFull and StoreUnusable, leaving nothing.
         """
+        return self.place(block, codec)[0]
+
+    def place(self, block: Buffer, codec: int = RAW) -> tuple[CID, bool]:
+        """As `put`; and whether the block is new here."""
         size = len(block) if isinstance(block, bytes) else memoryview(block).nbytes
         if size > MAX_BLOCK:
             raise StoreError(f"block of {size} bytes: cut it into blocks of at most {MAX_BLOCK}")
         cid = CID.of(block, codec)
         path = layout.block_path(self._blocks, cid)
         try:
-            if not self._refresh(path, size):
+            new = not self._refresh(path, size)
+            if new:
                 if self._cap:
                     self._cap.take(size)
                 write_whole(path, block, durable=self.durable)
         except OSError as error:
             raise translated(error, path) from error
         self.counters.count_put(size)
-        return cid
+        return cid, new
+
+    def keep(self, cid: CID, block: bytes) -> None:
+        """Write a block that was checked elsewhere, also in the place of a damaged one.
+
+        It is not counted as put. Raises StoreFull and StoreUnusable, leaving nothing.
+        """
+        path = layout.block_path(self._blocks, cid)
+        with os_errors(path):
+            if self._cap:
+                self._cap.take(len(block))
+            write_whole(path, block, durable=self.durable)
 
     def get(self, cid: CID) -> bytes:
         """A block's bytes, hashed every time. Raises BlockNotFound, BlockCorrupt."""
@@ -105,8 +121,8 @@ class FolderStore:
             raise self._not_found(cid)
         return size
 
-    def pin(self, root: CID, name: str = "") -> None:
-        """Keep a block and everything it links to from `gc`; waits while that runs.
+    def pin(self, root: CID, name: str = "", *, recursive: bool = True) -> None:
+        """Keep a block, and with `recursive` all it links to, from `gc`; waits while that runs.
 
         It stays pinned until every name it was pinned with is taken away. Raises BlockNotFound
         when the root itself is not here; what it links to is not checked.
@@ -114,7 +130,7 @@ class FolderStore:
         with gc.locked(str(self.path), exclusive=False):
             if not self.has(root):
                 raise self._not_found(root)
-            pins.add(self._pins, root, name, durable=self.durable)
+            pins.add(self._pins, root, name, recursive=recursive, durable=self.durable)
 
     def unpin(self, root: CID, name: str | None = None) -> None:
         """Take one name of a root away, or all; nothing happens where it has not that name."""
@@ -122,13 +138,22 @@ class FolderStore:
 
     def pins(self) -> dict[CID, tuple[str, ...]]:
         """The pinned roots and their names, sorted; at least one each."""
-        return pins.read(self._pins)
+        return {
+            root: tuple(sorted({name for name, _ in names}))
+            for root, names in pins.read(self._pins).items()
+        }
 
     def flush(self) -> None:
         """Make what any process has put so far survive a power loss; at once when `durable`."""
         if not self.durable:
             with os_errors(str(self.path)):
                 sync_filesystem(str(self.path))
+
+    def publish(self) -> None:
+        """Nothing: who reads this folder sees what is put at once."""
+
+    def fetch(self, root: CID) -> None:
+        """Nothing: all that there is, is here."""
 
     def __iter__(self) -> Iterator[CID]:
         """The CIDs (version 1) of all blocks, in no order."""
@@ -141,7 +166,7 @@ class FolderStore:
         """
         if grace_s < 0:
             raise ConfigError(f"grace_s={grace_s} must not be negative")
-        return gc.collect(self, str(self.path), self.pins, grace_s)
+        return gc.collect(self, str(self.path), lambda: pins.read(self._pins), grace_s)
 
     def verify(self) -> VerifyReport:
         """Read and hash every block."""

@@ -15,13 +15,14 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from fedipfs.errors import BlockCorrupt, BlockNotFound, FormatError
 from fedipfs.ipld import CID, RAW, links
 from fedipfs.store import layout
 from fedipfs.store.base import GcReport, Store
 from fedipfs.store.files import TEMPORARY, os_errors
+from fedipfs.store.pins import Pins
 
 _DOOMED = ".gc-"  # how the name of a file that is being swept starts
 _TEMPORARY_S = 600.0  # no write of one block takes longer
@@ -41,15 +42,13 @@ def locked(folder: str, *, exclusive: bool) -> Iterator[None]:
         os.close(handle)
 
 
-def collect(
-    store: Store, folder: str, roots: Callable[[], Iterable[CID]], grace_s: float
-) -> GcReport:
-    """Remove blocks of `store`, which lies in `folder`, that no root of `roots()` leads to."""
+def collect(store: Store, folder: str, pinned: Callable[[], Pins], grace_s: float) -> GcReport:
+    """Remove blocks of `store`, which lies in `folder`, that nothing in `pinned()` leads to."""
     blocks = f"{folder}/blocks"
     with locked(folder, exclusive=True), os_errors(blocks):
         _restore_doomed(blocks)
         now = time.time()
-        live, missing, complete = _mark(store, roots())
+        live, missing, complete = _mark(store, pinned())
         removed = removed_bytes = kept = 0
         for entry in layout.scan(blocks):
             if entry.name.startswith(TEMPORARY):
@@ -69,13 +68,19 @@ def collect(
     return GcReport(removed, removed_bytes, kept, missing, complete)
 
 
-def _mark(store: Store, roots: Iterable[CID]) -> tuple[set[bytes], list[CID], bool]:
-    """Digests of what `roots` lead to, what is missing there, and whether all links are known."""
+def _mark(store: Store, pinned: Pins) -> tuple[set[bytes], list[CID], bool]:
+    """Digests of what is pinned, what of it is missing, and whether all links are known."""
     leaves: set[bytes] = set()
     nodes: set[CID] = set()
-    missing: list[CID] = []
     complete = True
-    stack = list(roots)
+    # What is pinned alone; each of them was there when it was pinned.
+    alone = {root.digest for root, names in pinned.items() if not all(deep for _, deep in names)}
+    missing = [
+        root
+        for root, names in pinned.items()
+        if not any(deep for _, deep in names) and not store.has(root)
+    ]
+    stack = [root for root, names in pinned.items() if any(deep for _, deep in names)]
     while stack:
         cid = stack.pop().to_v1()
         if cid.codec == RAW:
@@ -92,7 +97,7 @@ def _mark(store: Store, roots: Iterable[CID]) -> tuple[set[bytes], list[CID], bo
         except (BlockNotFound, BlockCorrupt, FormatError):
             missing.append(cid)
             complete = False
-    return leaves | {cid.digest for cid in nodes}, missing, complete
+    return alone | leaves | {cid.digest for cid in nodes}, missing, complete
 
 
 def _sweep(path: str, cutoff: float) -> int | None:

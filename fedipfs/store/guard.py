@@ -1,0 +1,175 @@
+"""HTTP to services that may be slow, hostile or gone: every answer within a time and a size.
+
+`requests` bounds the wait for a piece, not for the answer, and reads whatever comes. Here a Guard
+gives one exchange a deadline (the socket is shut at that moment, whatever it was waiting for) and
+a limit on the bytes of the body. Built on ipfshttpclient's own flavour of requests, so that its
+sessions can be guarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from ipfshttpclient import requests_wrapper as requests
+from urllib3.exceptions import HTTPError
+
+from fedipfs.errors import StoreBadAnswer
+
+# ipfshttpclient passes it to urllib3, which has ignored it for years.
+warnings.filterwarnings("ignore", "The 'strict' parameter is no longer needed", FutureWarning)
+
+PIECE = 256 << 10  # bytes read from a socket at a time
+FAILURES = (requests.RequestException, HTTPError, OSError)  # of the connection, at any moment
+
+_guard: ContextVar[Guard | None] = ContextVar("guard", default=None)
+
+
+class Guard:
+    """One HTTP exchange: at most `timeout_s` seconds without progress, at most `limit` bytes.
+
+    Use as a context manager around the request, made within `sending`, and the reading of its
+    body. `progress` starts the time anew, for bodies that come in parts of known size.
+    `expired` tells why a read failed.
+    """
+
+    def __init__(self, timeout_s: float, limit: int) -> None:
+        self.limit = limit
+        self.expired = False
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Guard:
+        self._arm()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._connection = None
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Requests made within, by this thread, are under this guard; so are their bodies."""
+        token = _guard.set(self)
+        try:
+            yield
+        finally:
+            _guard.reset(token)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; never negative."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def progress(self) -> None:
+        """Start the time anew."""
+        self._deadline = time.monotonic() + self._timeout_s
+
+    def watch(self, connection: Any) -> None:
+        """Shut the socket of `connection` when the time is over."""
+        self._connection = connection
+
+    def _arm(self) -> None:
+        self._timer = threading.Timer(self.remaining, self._ring)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _ring(self) -> None:
+        with self._lock:
+            if self._timer is None:
+                return  # over in time
+            if self.remaining > 0:
+                self._arm()
+                return
+            self.expired = True
+            sock = getattr(self._connection, "sock", None)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Body:
+    """A response's raw body that ends with an error at the guard's limit."""
+
+    def __init__(self, raw: Any, guard: Guard) -> None:
+        self._raw, self._guard, self._seen = raw, guard, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def stream(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:
+        # Never the whole at once, and never unpacked: a small answer may unpack to a huge one.
+        for piece in self._raw.stream(PIECE, decode_content=False):
+            self._seen += len(piece)
+            if self._seen > self._guard.limit:
+                raise StoreBadAnswer(f"the answer is larger than {self._guard.limit} bytes")
+            yield piece
+
+
+class _WatchedHTTP(requests.HTTPConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if (guard := _guard.get()) is not None:
+            guard.watch(self)
+        super().request(*args, **kwargs)
+
+
+class _WatchedHTTPS(requests.HTTPSConnection):
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if (guard := _guard.get()) is not None:
+            guard.watch(self)
+        super().request(*args, **kwargs)
+
+
+class _HTTPPool(requests.HTTPConnectionPool):
+    ConnectionCls = _WatchedHTTP
+
+
+class _HTTPSPool(requests.HTTPSConnectionPool):
+    ConnectionCls = _WatchedHTTPS
+
+
+class _Adapter(requests.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        schemes = self.poolmanager.pool_classes_by_scheme
+        for scheme in schemes:
+            schemes[scheme] = _HTTPSPool if scheme.startswith("https") else _HTTPPool
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        guard = _guard.get()
+        assert guard is not None, "a request without a guard"
+        kwargs["timeout"] = max(guard.remaining, 0.001)
+        response = super().send(request, **kwargs)
+        response.raw = _Body(response.raw, guard)
+        return response
+
+
+def protect(session: Any, *, elsewhere: bool) -> None:
+    """Make all requests of a session guarded ones.
+
+    `elsewhere` allows the environment's proxies and a few redirects.
+    """
+    session.trust_env = elsewhere
+    session.max_redirects = 3 if elsewhere else 0
+    adapter = _Adapter(pool_maxsize=16)
+    for scheme in list(session.adapters):
+        session.mount(scheme, adapter)
+
+
+def new_session() -> Any:
+    """A guarded session of plain HTTP, for what ipfshttpclient does not speak."""
+    session = requests.Session()
+    session.headers = {"Accept-Encoding": "identity", "User-Agent": "fedipfs"}
+    protect(session, elsewhere=True)
+    return session

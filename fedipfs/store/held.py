@@ -1,0 +1,75 @@
+"""Records that keep blocks from a daemon's garbage collection.
+
+A daemon has one pin a CID, without an owner: of two runs that share a model, the one that unpins
+it would take it from the other. So what is pinned is a small record that links to the content: one
+for each name of each root ("fedipfs/pin/v1"), and one for each upload, that holds its blocks until
+somebody names them ("fedipfs/lease/v1", with the Unix time after which it may go).
+
+A link with the raw codec holds that block alone: daemons keep blocks by their hash, and raw blocks
+link to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from fedipfs.errors import DagCborError
+from fedipfs.ipld import CID, DAG_CBOR, RAW, dagcbor
+
+_PIN, _LEASE = "fedipfs/pin/v1", "fedipfs/lease/v1"
+
+
+class Pin(NamedTuple):
+    """`root` is kept under `name`; with `recursive`, so is all that it links to."""
+
+    root: CID
+    name: str
+    recursive: bool
+
+
+class Lease(NamedTuple):
+    """Blocks are kept until `until`, seconds of Unix time."""
+
+    until: int
+
+
+def pin_record(root: CID, name: str, recursive: bool) -> tuple[CID, bytes]:
+    """The record of a pin, and its CID; the same arguments give the same."""
+    return _record(
+        {
+            "type": _PIN,
+            "name": name,
+            "codec": root.codec,
+            "root": root.to_v1() if recursive else _alone(root),
+        }
+    )
+
+
+def lease_record(blocks: Iterable[CID], until: int) -> tuple[CID, bytes]:
+    """The record that keeps `blocks`, and its CID."""
+    return _record({"type": _LEASE, "until": until, "blocks": [_alone(cid) for cid in blocks]})
+
+
+def read(block: bytes) -> Pin | Lease | None:
+    """What a pinned DAG-CBOR block is for; None if it is not one of ours."""
+    try:
+        record: Any = dagcbor.decode(block)
+    except DagCborError:
+        return None
+    match record:
+        case {"type": "fedipfs/pin/v1", "name": str(name), "codec": int(codec), "root": CID() as r}:
+            recursive = r.codec == codec
+            return Pin(CID(1, codec, r.digest), name, recursive)
+        case {"type": "fedipfs/lease/v1", "until": int(until)}:
+            return Lease(until)
+    return None
+
+
+def _record(value: dict[str, Any]) -> tuple[CID, bytes]:
+    block = dagcbor.encode(value)
+    return CID.of(block, DAG_CBOR), block
+
+
+def _alone(cid: CID) -> CID:
+    return CID(1, RAW, cid.digest)
