@@ -17,15 +17,13 @@ from fedipfs import data, tasks
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
 from fedipfs.exchange import (
-    StoredArrays,
     cid_mod,
-    default_store,
+    default_vault,
     from_torch,
     stored_cid,
     to_torch,
 )
 from fedipfs.ipld import CID
-from fedipfs.store import dag
 
 app = ClientApp(mods=[cid_mod])
 
@@ -86,7 +84,7 @@ class Site(NamedTuple):
         """The module with the weights that came with `message`."""
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
-        self.model.load_state_dict(_state_dict(stored_cid(arrays)))
+        self.model.load_state_dict(_state_dict(arrays))
         return self.model
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
@@ -97,9 +95,14 @@ class Site(NamedTuple):
         return _take(self.dataset.train, train), _take(self.dataset.train, test)
 
 
-@lru_cache(maxsize=1)  # all clients of a round begin with the same model
-def _state_dict(cid: CID) -> dict[str, Any]:
-    return to_torch(StoredArrays.open(default_store(), cid))
+_latest: list[tuple[CID, dict[str, Any]]] = []  # all clients of a round begin with the same model
+
+
+def _state_dict(arrays: ArrayRecord) -> dict[str, Any]:
+    cid = stored_cid(arrays)
+    if not _latest or _latest[0][0] != cid:
+        _latest[:] = [(cid, to_torch(arrays))]
+    return _latest[0][1]
 
 
 def _take(examples: Examples, indices: np.ndarray) -> Examples:
@@ -124,7 +127,7 @@ def _site(message: Message, context: Context) -> Site:
 
 @lru_cache(maxsize=1)
 def _open_site(config_cid: str, partitions: int, root: str, allowed: str) -> Site:
-    config = dag.get_record(default_store(), CID.parse(config_cid))
+    config = default_vault("participant").get_record(CID.parse(config_cid))
     task = tasks.load(
         config["task"]["target"],
         config["task"]["options"],

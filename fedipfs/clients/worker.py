@@ -17,7 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedipfs.errors import ConfigError, EdgeError, one_line
-from fedipfs.exchange import frame, unframe, use_store
+from fedipfs.exchange import Vault, frame, unframe, use_store
 from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
@@ -26,9 +26,11 @@ from fedipfs.flower_compat import (
     records_to_bytes,
     set_identity,
 )
-from fedipfs.ipld import CID, unixfs
+from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
-from fedipfs.store import Store, dag, open_store
+from fedipfs.store import open_store
+from fedipfs.trust import Identity
+from fedipfs.trust.party import Party
 
 _MAX_ANSWER = 1 << 20  # bytes; with cid_mod an answer has less than 16 KiB
 
@@ -36,8 +38,9 @@ _MAX_ANSWER = 1 << 20  # bytes; with cid_mod an answer has less than 16 KiB
 def serve(options: Mapping[str, Any]) -> Callable[[bytes], bytes]:
     """The function that answers requests (frames of the local engine, see exchange/frames.py).
 
-    `options`: `app` ("module:attribute" of a ClientApp), `store` (as for open_store), `run_id`,
-    `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them), and
+    `options`: `app` ("module:attribute" of a ClientApp), `store` (as for open_store), `keys` (null,
+    or the folder with `client-<partition>.key` for each client and their `trust.toml`), `seal`,
+    `run_id`, `seed`, `run_config`, `node_config`, `threads` (torch's, or null to leave them), and
     `offline` (true where the server has downloaded what there was to download).
     """
     if options["offline"]:
@@ -54,6 +57,7 @@ class _Worker:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._store = open_store(options["store"])
+        self._vaults: dict[int | None, Vault] = {}
         self._app: ClientApp | None = None
 
     def handle(self, request: bytes) -> bytes:
@@ -61,8 +65,9 @@ class _Worker:
         before = self._store.counters.copy()
         answer, state, error = b"", None, None
         try:
-            use_store(self._store)
-            answer, state = self._call(call, wire)
+            vault = self._vault(call["partition"])
+            use_store(vault)
+            answer, state = self._call(call, wire, vault)
             if len(answer) > _MAX_ANSWER:
                 raise EdgeError(f"its answer of {len(answer)} bytes is more than {_MAX_ANSWER}")
         except (Exception, SystemExit) as problem:
@@ -74,11 +79,25 @@ class _Worker:
             "error": error,
             "put": after.put_bytes - before.put_bytes,
             "get": after.get_bytes - before.get_bytes,
+            "sent": after.sent_bytes - before.sent_bytes,
+            "fetched": after.fetched_bytes - before.fetched_bytes,
             "rss": peak_rss(),
         }
         return frame(header, answer)
 
-    def _call(self, call: Mapping[str, Any], wire: bytes) -> tuple[bytes, CID | None]:
+    def _vault(self, partition: int) -> Vault:
+        """The store as this client sees it, with its own keys if there are any."""
+        keys = self._options["keys"]
+        owner = None if keys is None else partition
+        if owner not in self._vaults:
+            party = None
+            if keys is not None:
+                identity = Identity.load(f"{keys}/client-{partition}.key")
+                party = Party(identity, "participant", f"{keys}/trust.toml")
+            self._vaults[owner] = Vault(self._store, party, self._options["seal"])
+        return self._vaults[owner]
+
+    def _call(self, call: Mapping[str, Any], wire: bytes, vault: Vault) -> tuple[bytes, CID | None]:
         node, options = call["node"], self._options
         set_identity(run_id=options["run_id"], node_id=node)
         message = message_from_bytes(wire)
@@ -91,14 +110,14 @@ class _Worker:
                 "partition-id": call["partition"],
                 "num-partitions": call["partitions"],
             },
-            state=_load_state(self._store, call["state"] and CID.parse(call["state"])),
+            state=_load_state(vault, call["state"] and CID.parse(call["state"])),
             run_config=dict(options["run_config"]),
         )
         if self._app is None:
             self._app = _load_app(options["app"])
         reply = self._app(message, context)
         kept = context.state or call["state"]
-        return message_to_bytes(reply), _save_state(self._store, context.state) if kept else None
+        return message_to_bytes(reply), _save_state(vault, context.state) if kept else None
 
 
 def _load_app(reference: str) -> ClientApp:
@@ -111,21 +130,26 @@ def _load_app(reference: str) -> ClientApp:
     return app
 
 
-def _load_state(store: Store, cid: CID | None) -> RecordDict:
-    return records_from_bytes(b"".join(dag.cat(store, cid))) if cid else RecordDict()
+def _load_state(vault: Vault, cid: CID | None) -> RecordDict:
+    return records_from_bytes(vault.get_bytes(cid)) if cid else RecordDict()
 
 
-def _save_state(store: Store, state: RecordDict) -> CID:
-    return dag.add(store, unixfs.chunk(records_to_bytes(state)))
+def _save_state(vault: Vault, state: RecordDict) -> CID:
+    cid = vault.put_bytes(records_to_bytes(state))
+    vault.store.publish()
+    return cid
 
 
 def _seed_everything(seed: int, node: int, message: Message) -> None:
     """Make an app that draws from the global generators deterministic.
 
-    The seed depends on what is asked of whom, not on when or by which worker.
+    The seed depends on what is asked of whom, not on when or by which worker. Where the round is
+    known that is enough: CIDs of sealed content differ in every run.
     """
     digest = hashlib.sha256(f"{seed}/{node}/{message.metadata.message_type}/".encode())
-    digest.update(records_to_bytes(message.content))
+    records = message.content.config_records.values()
+    rounds = [record["server-round"] for record in records if "server-round" in record]
+    digest.update(str(rounds).encode() if rounds else records_to_bytes(message.content))
     value = int.from_bytes(digest.digest()[:4], "little")
     random.seed(value)
     np.random.seed(value)

@@ -11,31 +11,41 @@ from fedipfs.exchange.arrays import (
     to_dtype,
     to_torch,
 )
-from fedipfs.exchange.default import default_store, use_store
+from fedipfs.exchange.default import default_vault, use_store
 from fedipfs.exchange.frames import frame, unframe
 from fedipfs.exchange.grid import CidGrid
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import check_examples, check_finite, check_update
 from fedipfs.exchange.mod import cid_mod
+from fedipfs.exchange.signing import Stamp, signed_bytes, stamp_of
+from fedipfs.exchange.vault import SEALS, Seal, Vault, choose_seal, vault_of
 
 __all__ = [
+    "SEALS",
     "CidGrid",
     "Exchange",
+    "Seal",
+    "Stamp",
     "StoredArrays",
+    "Vault",
     "as_numpy",
     "check_examples",
     "check_finite",
     "check_update",
+    "choose_seal",
     "cid_mod",
-    "default_store",
+    "default_vault",
     "frame",
     "from_numpy",
     "from_torch",
+    "signed_bytes",
     "specs_of",
+    "stamp_of",
     "store_arrays",
     "stored_cid",
     "to_dtype",
     "to_torch",
     "unframe",
     "use_store",
+    "vault_of",
 ]

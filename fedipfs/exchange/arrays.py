@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedipfs.errors import WeightsError
+from fedipfs.exchange.vault import Vault, vault_of
 from fedipfs.ipld import CID
-from fedipfs.store import Store, dag
-from fedipfs.weights import TensorSpec, Weights, canonical, code_of, put_lazily, spec_of
+from fedipfs.store import Store
+from fedipfs.trust import PublicIdentity
+from fedipfs.weights import TensorSpec, Weights, canonical, code_of, spec_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,27 +53,41 @@ class StoredArrays(ArrayRecord):
     """
 
     def __init__(
-        self, weights: Weights, names: Sequence[str] | None = None, order: CID | None = None
+        self,
+        vault: Vault,
+        weights: Weights,
+        names: Sequence[str] | None = None,
+        order: CID | None = None,
     ) -> None:
         super().__init__()
         for name in weights.names if names is None else names:
             super().__setitem__(name, LazyArray(weights.specs[name], partial(weights.tensor, name)))
-        self.__dict__.update(cid=weights.cid, order=order, weights=weights)
+        self.__dict__.update(cid=weights.cid, order=order, weights=weights, vault=vault)
 
     @classmethod
-    def open(cls, store: Store, cid: CID, order: CID | None = None) -> StoredArrays:
-        """The record stored under `cid`. Raises what reading a block does, and WeightsError."""
-        weights: Weights = _opened(cast(Any, store), cid)
+    def open(
+        cls,
+        where: Store | Vault,
+        cid: CID,
+        order: CID | None = None,
+        sender: PublicIdentity | None = None,
+    ) -> StoredArrays:
+        """The record stored under `cid`; see Vault.leaves for `sender`.
+
+        Raises what reading a block does, EnvelopeError, and WeightsError.
+        """
+        vault = vault_of(where)
+        weights: Weights = _opened(vault, cid, sender)
         if order is None:
-            return cls(weights)
-        names = dag.get_record(store, order)
+            return cls(vault, weights)
+        names = vault.get_record(order)
         if (
             not isinstance(names, list)
             or not all(isinstance(name, str) for name in names)
             or sorted(names) != sorted(weights.names)
         ):
             raise WeightsError(f"the order {order} does not name the tensors of {cid}")
-        return cls(weights, names, order)
+        return cls(vault, weights, names, order)
 
     @property
     def cid(self) -> CID | None:
@@ -84,6 +100,12 @@ class StoredArrays(ArrayRecord):
         """The CID of the list of tensor names, if they are not in file order."""
         order: CID | None = self.__dict__["order"]
         return order
+
+    @property
+    def vault(self) -> Vault:
+        """Where it is stored, and how what is like it is sealed."""
+        vault: Vault = self.__dict__["vault"]
+        return vault
 
     @property
     def weights(self) -> Weights:
@@ -111,21 +133,21 @@ class StoredArrays(ArrayRecord):
 
 
 @lru_cache(maxsize=4)  # the clients of a worker all open the same model
-def _opened(store: Store, cid: CID) -> Weights:
-    return Weights(store, cid)
+def _opened(vault: Vault, cid: CID, sender: PublicIdentity | None) -> Weights:
+    return vault.weights(cid, sender=sender)
 
 
 def store_arrays(
-    store: Store, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
+    where: Store | Vault, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
 ) -> StoredArrays:
     """`put_arrays`, and the record that is then in the store."""
     if isinstance(record, StoredArrays) and record.cid is not None:
         return record
-    return StoredArrays.open(store, *put_arrays(store, record, model))
+    return StoredArrays.open(where, *put_arrays(where, record, model))
 
 
 def put_arrays(
-    store: Store, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
+    where: Store | Vault, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
 ) -> tuple[CID, CID | None]:
     """Put `record` into the store; what is there already is neither encoded nor written again.
 
@@ -136,18 +158,19 @@ def put_arrays(
     """
     if isinstance(record, StoredArrays) and record.cid is not None:
         return record.cid, record.order
+    vault = vault_of(where)
     specs = specs_of(record)
     if model is not None:
         if {n: s.shape for n, s in specs.items()} != {n: s.shape for n, s in model.items()}:
             raise WeightsError("the aggregated tensors have not the model's names and shapes")
         specs = {name: model[name] for name in specs}
-    cid = put_lazily(
-        store, specs.values(), lambda name: to_dtype(as_numpy(record[name]), specs[name])
+    cid = vault.put_weights(
+        specs.values(), lambda name: to_dtype(as_numpy(record[name]), specs[name])
     )
     names = list(specs)
     order = None
     if names != [spec.name for spec in canonical(specs.values())]:
-        order = dag.put_record(store, names)
+        order = vault.put_record(names)
     return cid, order
 
 

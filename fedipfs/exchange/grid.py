@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedipfs.errors import BadUpdate, EdgeError, FormatError, StoreError, one_line
+from fedipfs.errors import (
+    BadUpdate,
+    EdgeError,
+    FormatError,
+    SignatureRefused,
+    StoreError,
+    one_line,
+)
 from fedipfs.exchange.arrays import StoredArrays, specs_of, store_arrays
-from fedipfs.exchange.default import default_store
+from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
+from fedipfs.exchange.signing import Stamp, signature_of, signed_bytes, stamp_of
+from fedipfs.exchange.vault import Vault
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
 from fedipfs.ipld import CID
 from fedipfs.store import Store
+from fedipfs.trust import PublicIdentity
 from fedipfs.weights import TensorSpec
 
 _Sent = tuple[Message, dict[str, StoredArrays]]  # a message and the arrays that went with it
+_REFUSALS = (BadUpdate, EdgeError, StoreError, FormatError, SignatureRefused)
 
 
 class CidGrid(Grid):
@@ -30,16 +41,29 @@ class CidGrid(Grid):
     (unknown or damaged CID, other tensors than the model's, NaN) becomes an error Message with
     the reason, and so does a node that has not answered at the timeout.
 
-    Parameters: `store` defaults to the one that $FEDIPFS_STORE names. `read_updates=False` checks
-    only an update's structure and leaves reading its values to the strategy.
+    Parameters: `store` is a store, or the vault over it with this coordinator's keys; it defaults
+    to what the environment names (see default.py). `read_updates=False` checks only an update's
+    structure and leaves reading its values to the strategy. `name_of` gives the organization
+    that a node belongs to, if that is known: only that one may sign its replies.
+
+    With keys, messages are signed for the run and round in `stamp`; while that is None, for
+    Flower's run id and the "server-round" that Flower's strategies put into messages.
     """
 
     def __init__(
-        self, grid: Grid, store: Store | None = None, *, read_updates: bool = True
+        self,
+        grid: Grid,
+        store: Store | Vault | None = None,
+        *,
+        read_updates: bool = True,
+        name_of: Callable[[int], str] | None = None,
     ) -> None:
         self._grid = grid
-        self._exchange = Exchange(store or default_store())
+        self._exchange = Exchange(store or default_vault("coordinator"))
         self._read_updates = read_updates
+        self._name_of = name_of
+        self.stamp: Stamp | None = None
+        self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> what it signed last, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
 
@@ -102,7 +126,7 @@ class CidGrid(Grid):
             if reply.has_error():
                 # For a lost node the SuperLink answers under its own node id.
                 reply = Message(reply.error, reply_to=message)
-            replies.append(self._open(reply, stored))
+            replies.append(self._open(reply, message, stored))
         return replies
 
     def _slim(
@@ -123,34 +147,60 @@ class CidGrid(Grid):
                     if id(record) not in known:
                         known[id(record)] = (record, self._store(key, record))
                     content[key] = stored[key] = known[id(record)][1]
-            message.content = self._exchange.swap_out(content)
+            message.content = self._exchange.swap_out(content, self._stamp(message))
             slim.append(message)
             sent.append(stored)
         return slim, sent
+
+    def _stamp(self, message: Message) -> Stamp | None:
+        """The run and round that a message is signed for."""
+        if self.stamp is not None or self._exchange.vault.party is None:
+            return self.stamp
+        records = message.content.config_records.values()
+        rounds = [record.get("server-round") for record in records]
+        number = next((value for value in rounds if isinstance(value, int)), 0)
+        return Stamp(f"flower:{message.metadata.run_id}", number)
 
     def _store(self, key: str, record: ArrayRecord) -> StoredArrays:
         model = self._model.get(key)
         if model is None or model.keys() != record.keys():
             model = self._model[key] = specs_of(record)
-        return store_arrays(self._exchange.store, record, model)
+        return store_arrays(self._exchange.vault, record, model)
 
-    def _open(self, reply: Message, sent: dict[str, StoredArrays]) -> Message:
+    def _open(self, reply: Message, message: Message, sent: dict[str, StoredArrays]) -> Message:
         if reply.has_error():
             return reply
+        node = reply.metadata.src_node_id
+        name = self._name_of(node) if self._name_of else None
         try:
-            reply.content = self._exchange.swap_in(reply.content, partial(self._update, sent))
-        except (BadUpdate, EdgeError, StoreError, FormatError) as error:
-            return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, one_line(error)))
+            content = reply.content
+            reply.content = self._exchange.swap_in(
+                reply.content,
+                partial(self._update, sent),
+                expected=stamp_of(message.content),
+                name=name,
+            )
+            if self._exchange.vault.party is not None:
+                self.signed[node] = (signed_bytes(content), signature_of(content))
+        except _REFUSALS as error:
+            kind = f"{type(error).__name__}: " if isinstance(error, SignatureRefused) else ""
+            reason = one_line(f"{kind}{error}")
+            return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, reason))
         return reply
 
     def _update(
-        self, sent: dict[str, StoredArrays], key: str, cid: CID, order: CID | None
+        self,
+        sent: dict[str, StoredArrays],
+        key: str,
+        cid: CID,
+        order: CID | None,
+        sender: PublicIdentity | None,
     ) -> StoredArrays:
         """A reply's arrays, which answer the record of the same name or the only one sent."""
-        store = self._exchange.store
+        vault = self._exchange.vault
         if not sent:
-            return StoredArrays.open(store, cid, order)
+            return StoredArrays.open(vault, cid, order, sender)
         model = sent.get(key) or (next(iter(sent.values())) if len(sent) == 1 else None)
         if model is None:
             raise EdgeError(f"its array record {key[:80]!r} answers none that was sent")
-        return open_update(store, cid, model, read=self._read_updates)
+        return open_update(vault, cid, model, sender, read=self._read_updates)

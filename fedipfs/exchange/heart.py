@@ -2,7 +2,8 @@
 
 What crosses Flower instead of an `ArrayRecord` is one `ConfigRecord` under the key "fedipfs",
 with two short strings an array record: `cid:<key>` and, if the tensors were not in canonical
-order, `order:<key>` (the CID of the list of names, the same block in every round).
+order, `order:<key>` (the CID of the list of names, the same block in every round). Between parties
+that have keys it also carries the signature (see signing.py).
 """
 
 from __future__ import annotations
@@ -12,33 +13,39 @@ from collections.abc import Callable, Iterable
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedipfs.errors import EdgeError
+from fedipfs.exchange import signing
 from fedipfs.exchange.arrays import StoredArrays, put_arrays
+from fedipfs.exchange.signing import KEY, Stamp
+from fedipfs.exchange.vault import Vault, vault_of
 from fedipfs.ipld import CID
 from fedipfs.store import Store
+from fedipfs.trust import PublicIdentity
 
-KEY = "fedipfs"
 MAX_VALUE = 1024  # bytes: what is larger belongs in the store
 MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
 
-Opener = Callable[[str, CID, CID | None], StoredArrays]
+_STAMPED = ("run", "round", "signature", "by")
+
+Opener = Callable[[str, CID, CID | None, PublicIdentity | None], StoredArrays]
 
 
 class Exchange:
-    """Swaps array records and references over one store."""
+    """Swaps array records and references over one store, or the vault over it."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, where: Store | Vault) -> None:
+        self.vault = vault_of(where)
 
-    def swap_out(self, content: RecordDict) -> RecordDict:
+    def swap_out(self, content: RecordDict, stamp: Stamp | None = None) -> RecordDict:
         """A fresh RecordDict in which references stand for the array records of `content`.
 
-        Raises EdgeError if anything else in it is larger than 1 KiB.
+        What they refer to has been published when this returns. A vault with a party signs, for
+        the run and round of `stamp`. Raises EdgeError if anything else is larger than 1 KiB.
         """
         references: dict[str, str] = {}
         slim = RecordDict()
         for key, record in content.items():
             if isinstance(record, ArrayRecord):
-                cid, order = put_arrays(self.store, record)
+                cid, order = put_arrays(self.vault, record)
                 references[f"cid:{key}"] = str(cid)
                 if order is not None:
                     references[f"order:{key}"] = str(order)
@@ -48,34 +55,60 @@ class Exchange:
                 slim[key] = record
         if references:
             slim[KEY] = ConfigRecord({**references})
+        if self.vault.party is not None:
+            if stamp is None:
+                raise EdgeError("a message that is to be signed needs its run and round")
+            signing.sign(self.vault, slim, stamp)
         check_small(slim)
+        self.vault.store.publish()
         return slim
 
-    def swap_in(self, content: RecordDict, open_arrays: Opener | None = None) -> RecordDict:
+    def swap_in(
+        self,
+        content: RecordDict,
+        open_arrays: Opener | None = None,
+        *,
+        expected: Stamp | None = None,
+        name: str | None = None,
+    ) -> RecordDict:
         """Inverse of `swap_out`: array records that fetch their arrays when asked.
 
-        Only headers are read here. `open_arrays(key, cid, order)` makes a record of a reference;
-        by default StoredArrays.open. Raises EdgeError for content that carries arrays or large
-        values itself, CidError, BlockNotFound, BlockCorrupt or WeightsError for bad references.
+        Headers are read here, and what pays to be fetched at once is. `open_arrays(key, cid,
+        order, sender)` makes a record of a reference; by default StoredArrays.open. A vault with
+        a party checks the signature first: that it is the other side's, made by the organization
+        `name` for the run and round of `expected`, if they are given.
+
+        Raises EdgeError for content that carries arrays or large values itself, SignatureRefused,
+        CidError, EnvelopeError, StoreError or WeightsError for bad references.
         """
         open_arrays = open_arrays or self._open
         check_small(content)
+        sender = None
+        if self.vault.party is not None:
+            sender = signing.check(self.vault, content, expected, name).identity
         full = RecordDict()
         for key, record in content.items():
             if key != KEY:
                 full[key] = record
         references = content.get(KEY, ConfigRecord())
-        for name, text in references.items():
-            kind, _, key = name.partition(":")
+        for field, text in references.items():
+            kind, _, key = field.partition(":")
             if kind == "cid":
                 order = references.get(f"order:{key}")
-                full[key] = open_arrays(key, _cid(text), None if order is None else _cid(order))
+                cid, names = _cid(text), None if order is None else _cid(order)
+                full[key] = open_arrays(key, cid, names, sender)
+            elif field in _STAMPED:
+                continue
             elif kind != "order" or f"cid:{key}" not in references:
-                raise EdgeError(f"unknown reference {name[:80]!r}; the peer runs another version")
+                raise EdgeError(f"unknown reference {field[:80]!r}; the peer runs another version")
         return full
 
-    def _open(self, key: str, cid: CID, order: CID | None) -> StoredArrays:
-        return StoredArrays.open(self.store, cid, order)
+    def _open(
+        self, key: str, cid: CID, order: CID | None, sender: PublicIdentity | None
+    ) -> StoredArrays:
+        arrays = StoredArrays.open(self.vault, cid, order, sender)
+        self.vault.store.fetch(cid)
+        return arrays
 
 
 def _cid(value: object) -> CID:

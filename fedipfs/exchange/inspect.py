@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedipfs.errors import BadUpdate, FormatError, StoreError
+from fedipfs.errors import BadUpdate, EnvelopeError, FormatError, StoreError
 from fedipfs.exchange.arrays import StoredArrays
+from fedipfs.exchange.vault import Vault
 from fedipfs.ipld import CID
-from fedipfs.store import Store
+from fedipfs.trust import PublicIdentity
 from fedipfs.weights import TensorSpec, Weights
 
 _SLACK = 64 << 10  # bytes an update's file may be larger than the model's: another header
@@ -49,17 +50,23 @@ def check_update(arrays: StoredArrays, model: dict[str, TensorSpec], *, read: bo
         raise BadUpdate(str(error)) from error
 
 
-def open_update(store: Store, cid: CID, model: StoredArrays, *, read: bool) -> StoredArrays:
+def open_update(
+    vault: Vault, cid: CID, model: StoredArrays, sender: PublicIdentity | None, *, read: bool
+) -> StoredArrays:
     """The update `cid` to `model`, with the tensors in the model's order.
 
-    BadUpdate if it cannot be fetched, verified or combined; see check_update for `read`.
+    BadUpdate if it cannot be fetched, verified, opened or combined; see check_update for `read`
+    and Vault.leaves for `sender`.
     """
     try:
-        weights = Weights(store, cid, max_bytes=model.weights.nbytes + _SLACK)
+        weights = vault.weights(cid, max_bytes=model.weights.nbytes + _SLACK, sender=sender)
         check_structure(weights, model.weights.specs)
+        vault.store.fetch(cid)
+    except EnvelopeError as error:
+        raise BadUpdate(f"{type(error).__name__}: {error}") from error
     except (StoreError, FormatError) as error:
         raise BadUpdate(str(error)) from error
-    update = StoredArrays(weights, list(model), model.order)
+    update = StoredArrays(vault, weights, list(model), model.order)
     check_update(update, model.weights.specs, read=read)
     return update
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message
 
-from fedipfs.exchange.default import default_store
+from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
+from fedipfs.exchange.signing import stamp_of
 
 
 def cid_mod(
@@ -17,11 +18,14 @@ def cid_mod(
 
     The app sees array records as if they had been sent; they are fetched from the store that
     $FEDIPFS_STORE names, verified, on access. The reply's arrays go into the store and only
-    their CIDs travel. Raises what `Exchange` raises; Flower turns that into an error reply.
+    their CIDs travel. With keys ($FEDIPFS_IDENTITY, see default.py) what came must be signed by a
+    coordinator, and the reply is signed. Raises what `Exchange` raises; Flower turns that into an
+    error reply.
     """
-    exchange = Exchange(default_store())
+    exchange = Exchange(default_vault("participant"))
+    stamp = stamp_of(message.content)
     message.content = exchange.swap_in(message.content)
     reply = call_next(message, context)
     if reply.has_content():
-        reply.content = exchange.swap_out(reply.content)
+        reply.content = exchange.swap_out(reply.content, stamp)
     return reply

@@ -122,22 +122,26 @@ def size(root: CID, get: Get) -> int:
     return len(block) if root.codec == RAW else _decode(root, block).size
 
 
-def leaves(root: CID, get: Get) -> Iterator[bytes]:
+def leaves(root: CID, get: Get, threads: int = 1) -> Iterator[bytes]:
     """The file's bytes, leaf by leaf in order, lazily, in constant memory.
+
+    With `threads` above 1, `get` is called for the leaves ahead from that many threads.
 
     Work is bounded by the size that `size` reports: every link must declare at least one byte,
     sizes must add up, nodes may be 16 levels deep and hold no padding, and with n leaves read no
     more than n/4 + 64 nodes with links are. Raises UnixFSError.
     """
-    for item in _walk(root, get):
+
+    def leaf(item: tuple[CID, int | None] | bytes) -> bytes:
         if isinstance(item, bytes):
-            yield item
-            continue
+            return item
         cid, expected = item
         block = _fetch(cid, get)
         if expected is not None and len(block) != expected:
             raise UnixFSError(f"leaf {cid} has {len(block)} bytes, its parent says {expected}")
-        yield block
+        return block
+
+    return map_ahead(leaf, _walk(root, get), threads)
 
 
 def leaf_links(root: CID, get: Get) -> list[tuple[CID, int]]:

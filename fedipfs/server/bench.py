@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedipfs import data, tasks
 from fedipfs.data import Dataset
 from fedipfs.errors import ConfigError
-from fedipfs.exchange import StoredArrays, from_torch, store_arrays, to_torch
+from fedipfs.exchange import StoredArrays, from_torch, to_torch
 from fedipfs.ipld import CID
 from fedipfs.store import Store, dag, open_store
 from fedipfs.strategies import Cohort, build, required_successes
@@ -27,7 +28,7 @@ class Bench:
     dataset: Dataset
     strategy: Strategy
     min_successes: int  # of a round
-    model: StoredArrays  # the model that the first round begins with
+    model: ArrayRecord  # the model that the first round begins with
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
@@ -62,7 +63,7 @@ class Bench:
         model = _initial_model(store, task, config["seed"], config["init_from"])
         return cls(store, task, dataset, strategy, min_successes, model)
 
-    def evaluate(self, model: StoredArrays, config: Mapping[str, Any]) -> dict[str, float]:
+    def evaluate(self, model: ArrayRecord, config: Mapping[str, Any]) -> dict[str, float]:
         """Loss and metrics of `model` on the server's test set."""
         module = self.task.model()
         module.load_state_dict(to_torch(model))
@@ -77,9 +78,7 @@ class Bench:
         )
 
 
-def _initial_model(
-    store: Store, task: tasks.Task, seed: int, init_from: str | None
-) -> StoredArrays:
+def _initial_model(store: Store, task: tasks.Task, seed: int, init_from: str | None) -> ArrayRecord:
     """The task's own model, initialised by `seed`, with the weights of `init_from` if given."""
     import torch
 
@@ -92,7 +91,7 @@ def _initial_model(
         except RuntimeError as error:
             why = str(error).splitlines()[-1].strip()
             raise ConfigError(f"init_from={init_from} does not fit the task: {why}") from None
-    return store_arrays(store, from_torch(module.state_dict()))
+    return from_torch(module.state_dict())
 
 
 def _given_model(store: Store, init_from: str) -> StoredArrays:

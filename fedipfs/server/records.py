@@ -4,36 +4,54 @@ The first record ("fedipfs/run/v1") holds the configuration, the initial model a
 each round's record ("fedipfs/round/v1") links to the record before it. They hold nothing that
 differs between two runs of the same configuration (no times, no run id), so equal runs have equal
 heads, and a replay proves itself by its head's CID.
+
+A coordinator with keys signs every record, and the first then holds a nonce, as signatures must
+not be good for another run. What seals content also seals a round's details: who took part, how,
+with what result. Then the record shows only what leads on: links without names or numbers.
 """
 
 from __future__ import annotations
 
 import math
 import platform
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from fedipfs.errors import RunError
-from fedipfs.ipld import CID, unixfs
+from fedipfs.errors import RunError, SignatureMissing, SignatureWrong
+from fedipfs.exchange import Vault, vault_of
+from fedipfs.ipld import CID, DAG_CBOR, dagcbor, links, unixfs
 from fedipfs.store import Store, dag
+from fedipfs.trust import Statement
+from fedipfs.trust.party import Party
 
 RUN, ROUND = "fedipfs/run/v1", "fedipfs/round/v1"
 _PACKAGES = ("fedipfs", "flwr", "torch", "numpy")
+_DETAILS = ("updates", "failures", "metrics", "clients", "privacy")  # of a round
+_SIGNATURE = ("signature", "by")
+_FIRST = "first"  # what stands for the run in the signature of its first record
 
 
 class Update(NamedTuple):
-    """One client's contribution to a round."""
+    """One client's contribution to a round.
+
+    `signed` is what the client's `signature` covers (exchange/signing.py); empty without keys.
+    """
 
     client: str
     cid: CID
     examples: int | float
     metrics: dict[str, Any]
+    signed: bytes = b""
+    signature: bytes = b""
 
 
-def run_record(config: CID, model: CID, order: CID | None, dataset: str) -> dict[str, Any]:
+def run_record(
+    config: CID, model: CID, order: CID | None, dataset: str, party: Party | None = None
+) -> dict[str, Any]:
     """The record a run begins with."""
-    return {
+    record: dict[str, Any] = {
         "type": RUN,
         "config": config,
         "model": model,
@@ -45,11 +63,16 @@ def run_record(config: CID, model: CID, order: CID | None, dataset: str) -> dict
             **{name: version(name) for name in _PACKAGES},
         },
     }
+    if party is not None:
+        record["nonce"] = secrets.token_bytes(16)
+        record["coordinator"] = party.identity.public.fingerprint
+    return record
 
 
 def round_record(
     *,
     number: int,
+    run: CID,
     parent: CID,
     config: CID,
     model_in: CID,
@@ -69,18 +92,79 @@ def round_record(
     return {
         "type": ROUND,
         "round": number,
+        "run": run,
         "parent": parent,
         "config": config,
         "model_in": model_in,
         "model_out": model_out,
         "order": order,
-        "updates": [{**update._asdict(), "metrics": plain(update.metrics)} for update in updates],
+        "updates": [_update(update) for update in updates],
         "failures": dict(failures),
         "metrics": plain(metrics),
         "strategy": strategy,
         "clients": {str(node): state for node, state in clients.items()},
         "privacy": None,
     }
+
+
+def _update(update: Update) -> dict[str, Any]:
+    record = {**update._asdict(), "metrics": plain(update.metrics)}
+    if not update.signature:
+        del record["signed"], record["signature"]
+    return record
+
+
+def put(vault: Vault, record: Mapping[str, Any], run: CID | None) -> CID:
+    """Store a record, its details sealed and the whole signed as the vault has it.
+
+    `run` is the CID of the run's first record; None for that one itself.
+    """
+    value = dict(record)
+    if value["type"] == ROUND and vault.seal != "none":
+        details = {key: value.pop(key) for key in _DETAILS}
+        value["details"] = vault.put_record(details, private=True)
+        # Content that only the details name stays within reach of pins.
+        value["blocks"] = sorted(_links(details))
+    if vault.party is not None:
+        statement = _statement(value, run)
+        value["signature"], value["by"] = vault.party.sign(statement), vault.party.name
+    return dag.put_record(vault.store, value)
+
+
+def get(vault: Vault, cid: CID) -> dict[str, Any]:
+    """A record, its signature checked if the vault has a party, its details opened.
+
+    Without keys the details of a sealed round are left out. Raises RunError for what is no
+    record of a run, SignatureRefused, and what reading it raises.
+    """
+    record = dag.get_record(vault.store, cid)
+    if not isinstance(record, dict) or record.get("type") not in (RUN, ROUND):
+        raise RunError(f"{cid} is not a record of a FedIPFS run")
+    if vault.party is not None:
+        _check(vault.party, cid, record)
+        if "details" in record:
+            record |= vault.get_record(record["details"])
+    return record
+
+
+def _check(party: Party, cid: CID, record: Mapping[str, Any]) -> None:
+    signature, by = record.get("signature"), record.get("by")
+    if signature is None:
+        raise SignatureMissing(f"the record {cid} is not signed")
+    if not isinstance(signature, bytes) or not isinstance(by, str):
+        raise SignatureWrong(f"the signature of the record {cid} is incomplete")
+    value = {key: item for key, item in record.items() if key not in _SIGNATURE}
+    run = value.get("run")
+    party.verify_own(by, _statement(value, run if isinstance(run, CID) else None), signature)
+
+
+def _statement(value: Mapping[str, Any], run: CID | None) -> Statement:
+    cid = CID.of(dagcbor.encode(dict(value)), DAG_CBOR)
+    return Statement(cid, str(run or _FIRST), int(value.get("round", 0)), "record")
+
+
+def _links(value: Any) -> set[CID]:
+    return set(links(CID.of(b"", DAG_CBOR), dagcbor.encode(value)))
 
 
 def plain(value: Any) -> Any:
@@ -94,15 +178,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def chain(store: Store, head: CID) -> Iterator[tuple[CID, dict[str, Any]]]:
-    """(CID, record) from `head` back to the run's first record.
+def chain(where: Store | Vault, head: CID) -> Iterator[tuple[CID, dict[str, Any]]]:
+    """(CID, record) from `head` back to the run's first record; see `get`.
 
     Raises RunError for a record that is neither, and BlockNotFound where the chain breaks.
     """
+    vault = vault_of(where)
     cid: CID | None = head
     while cid is not None:
-        record = dag.get_record(store, cid)
-        if not isinstance(record, dict) or record.get("type") not in (RUN, ROUND):
-            raise RunError(f"{cid} is not a record of a FedIPFS run")
+        record = get(vault, cid)
         yield cid, record
         cid = record.get("parent")

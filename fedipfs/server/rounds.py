@@ -15,16 +15,18 @@ from flwr.serverapp.strategy import Strategy
 from fedipfs.errors import BadUpdate, RunFailed, WeightsError
 from fedipfs.exchange import (
     CidGrid,
+    Stamp,
     StoredArrays,
+    Vault,
     check_update,
     specs_of,
     store_arrays,
     stored_cid,
 )
 from fedipfs.ipld import CID
+from fedipfs.server import records
 from fedipfs.server.engine.local import LocalGrid
-from fedipfs.server.records import Update, round_record
-from fedipfs.store import Store, dag
+from fedipfs.server.records import Update
 from fedipfs.strategies import parts, require, save_state, screen
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Round:
 
     number: int
     record: CID
+    needed: list[CID]  # what a resumed run needs, besides the model
     model: StoredArrays
     selected: int
     succeeded: int
@@ -58,11 +61,12 @@ class Federation:
     what a round is at.
     """
 
-    store: Store
+    vault: Vault
     grid: LocalGrid
     strategy: Strategy
     model: StoredArrays
     config: CID
+    run: CID
     head: CID
     seed: int
     min_successes: int
@@ -72,7 +76,12 @@ class Federation:
 
     def __post_init__(self) -> None:
         self._screens = bool(getattr(self.strategy, "screens_replies", False))
-        self._edge = CidGrid(self.grid, self.store, read_updates=not self._screens)
+        self._edge = CidGrid(
+            self.grid,
+            self.vault,
+            read_updates=not self._screens,
+            name_of=self.grid.name_of,
+        )
 
     def play(self, number: int, *, evaluate: bool) -> Round:
         """Run round `number` (from 1) and store its record, which becomes `head`.
@@ -80,6 +89,8 @@ class Federation:
         Raises RunFailed if too few clients succeed or the strategy gives no usable model.
         """
         model_in = self.model
+        if self.vault.party is not None:
+            self._edge.stamp = Stamp(str(self.run), number)
         self.on_phase("training")
         replies = self._ask("train", number)
         self.on_phase("aggregating")
@@ -95,8 +106,10 @@ class Federation:
         server = self.evaluate(self.model) if evaluate and self.evaluate else None
         for name, reason in absent.items():
             named.setdefault(name, f"evaluate: {reason}")
-        record = round_record(
+        strategy, tensors = save_state(self.strategy, self.vault)
+        record = records.round_record(
             number=number,
+            run=self.run,
             parent=self.head,
             config=self.config,
             model_in=stored_cid(model_in),
@@ -105,13 +118,15 @@ class Federation:
             updates=updates,
             failures=named,
             metrics={"train": train, "evaluate": federated, "server": server},
-            strategy=save_state(self.strategy, self.store),
+            strategy=strategy,
             clients=self.grid.states,
         )
-        self.head = dag.put_record(self.store, record)
+        self.head = records.put(self.vault, record, self.run)
+        order = [self.model.order] if self.model.order is not None else []
         return Round(
             number=number,
             record=self.head,
+            needed=[self.config, *order, strategy, tensors, *self.grid.states.values()],
             model=self.model,
             selected=len(replies),
             succeeded=len(replies) - len(failures),
@@ -181,7 +196,7 @@ class Federation:
                 f"round {number}: {strategy} gave no model from these updates; the log says why"
             )
         try:
-            stored = store_arrays(self.store, arrays, specs_of(self.model))
+            stored = store_arrays(self.vault, arrays, specs_of(self.model))
             if not self._screens:
                 check_update(stored, specs_of(self.model))
         except (BadUpdate, WeightsError) as error:
@@ -195,8 +210,9 @@ class Federation:
         (arrays,), (metrics,) = parts(reply)
         numbers: dict[str, Any] = dict(metrics)
         examples = numbers.pop(self._weight_key, 0)
-        name = self.grid.name_of(reply.metadata.src_node_id)
-        return Update(name, stored_cid(arrays), examples, numbers)
+        node = reply.metadata.src_node_id
+        signed = self._edge.signed.get(node, (b"", b""))
+        return Update(self.grid.name_of(node), stored_cid(arrays), examples, numbers, *signed)
 
     def _names(self, failures: Mapping[int, str]) -> dict[str, str]:
         return {self.grid.name_of(node): reason for node, reason in failures.items()}

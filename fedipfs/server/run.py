@@ -15,22 +15,25 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedipfs.errors import RunError, RunInterrupted
-from fedipfs.exchange import StoredArrays, stored_cid
+from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid
 from fedipfs.flower_compat import flower_logger
 from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
+from fedipfs.server import parties, records
 from fedipfs.server.bench import Bench
-from fedipfs.server.engine.local import RUN_ID, LocalGrid, Traffic
+from fedipfs.server.engine.local import RUN_ID, LocalGrid, Traffic, client_name
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.folder import RunFolder
-from fedipfs.server.records import ROUND, plain, run_record
+from fedipfs.server.keep import Keeper
+from fedipfs.server.records import plain
 from fedipfs.server.rounds import Federation, Round
 from fedipfs.server.settings import recorded
-from fedipfs.store import dag
+from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
+from fedipfs.trust.party import Party
 
 CLIENT_APP = "fedipfs.clients.app:app"
 WORKER = "fedipfs.clients.worker:serve"
@@ -78,18 +81,39 @@ class _Session:
         self.config = {**config, "run_id": folder.run_id}
         self.bench, self.store = bench, bench.store
         self.folder, self.progress, self.began = folder, progress, began
-        self.model = bench.model
+        self.vault = Vault(bench.store, self._party(), config["seal"])
+        self.model = store_arrays(self.vault, bench.model)
         self.lines: list[dict[str, Any]] = []
         self.states: dict[int, CID] = {}
         self.traffic = Traffic()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="fedipfs-commit")
         self._commit_under_way: Future[None] | None = None
         dataset = bench.dataset.name
-        self.recorded = dag.put_record(self.store, {**recorded(config), "dataset": dataset})
-        self.head = folder.head or dag.put_record(
+        settings = {**recorded(config), "dataset": dataset}
+        self.keeper = Keeper(
             self.store,
-            run_record(self.recorded, stored_cid(self.model), self.model.order, dataset),
+            folder.run_id,
+            models=config["keep"]["models"],
+            everything=config["keep"]["everything"],
+            metric=config["task"]["metric"],
         )
+        self.settings = settings
+        if folder.head is not None:
+            self.head = folder.head
+            return
+        self.recorded = self.vault.put_record(settings)
+        first = records.run_record(
+            self.recorded, stored_cid(self.model), self.model.order, dataset, self.vault.party
+        )
+        self.head = self.first = records.put(self.vault, first, None)
+
+    def _party(self) -> Party | None:
+        """The coordinator, where something is sealed or others read the store."""
+        config = self.config
+        if config["seal"] == "none" and not is_shared(config["store"]):
+            return None
+        names = [client_name(number) for number in range(config["clients"]["total"])]
+        return parties.coordinator(self.folder.path, config["identity"], names)
 
     def run(self) -> dict[str, Any]:
         config, folder = self.config, self.folder
@@ -104,11 +128,12 @@ class _Session:
                 f"rounds={last + 1} or more"
             )
         folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        self.store.pin(self.head, folder.run_id)
+        if not last:
+            self.keeper.begin(self.head)
         pool: Pool | None = None
         status, error = "failed", None
         try:
-            pool = _pool(config)
+            pool = _pool(config, self.vault)
             self._rounds(pool, last + 1)
             status = "finished"
         except KeyboardInterrupt:
@@ -138,25 +163,27 @@ class _Session:
 
     def _last_round(self) -> int:
         """Put everything where the last completed round left it; 0 if there is none."""
-        record = dag.get_record(self.store, self.head)
-        if record["config"] != self.recorded:
+        record = records.get(self.vault, self.head)
+        self.recorded = record["config"]
+        if self.vault.get_record(self.recorded) != self.settings:
             raise RunError(
                 f"{self.folder.path} was run with another configuration or data set than "
                 "its config.yaml gives now; start a new run"
             )
-        if record["type"] != ROUND:
+        if record["type"] != records.ROUND:
+            self.first = self.head
+            self.model = StoredArrays.open(self.vault, record["model"], record["order"])
             self.folder.rewrite([])
             return 0
-        self.model = StoredArrays.open(self.store, record["model_out"], record["order"])
-        load_state(self.bench.strategy, self.store, record["strategy"])
+        self.first = record["run"]
+        self.model = StoredArrays.open(self.vault, record["model_out"], record["order"])
+        load_state(self.bench.strategy, self.vault, record["strategy"])
         self.states = {int(node): state for node, state in record["clients"].items()}
         number = int(record["round"])
         # A line may have been written for a round whose record was not completed.
         self.lines = [line for line in self.folder.lines() if line["round"] <= number]
         self.folder.rewrite(self.lines)
-        for root, names in self.store.pins().items():
-            if self.folder.run_id in names and root != self.head:
-                self.store.unpin(root, self.folder.run_id)
+        self.keeper.resume(self.head, self.lines)
         return number
 
     def _rounds(self, pool: Pool, first: int) -> None:
@@ -166,11 +193,12 @@ class _Session:
         )
         self.traffic = grid.traffic
         federation = Federation(
-            self.store,
+            self.vault,
             grid,
             bench.strategy,
             self.model,
             self.recorded,
+            self.first,
             self.head,
             config["seed"],
             bench.min_successes,
@@ -199,10 +227,13 @@ class _Session:
         now = self.traffic
         put = now.store_put - before.store_put + store.counters.put_bytes - counters.put_bytes
         get = now.store_get - before.store_get + store.counters.get_bytes - counters.get_bytes
+        own = store.counters
         moved = {
             "flower_per_client": round((now.flower - before.flower) / asked),
             "store_put": put,
             "store_get": get,
+            "sent": now.sent - before.sent + own.sent_bytes - counters.sent_bytes,
+            "fetched": now.fetched - before.fetched + own.fetched_bytes - counters.fetched_bytes,
         }
         line = _line(done, moved, time.monotonic() - began)
         # Disks are slow to confirm: the next round trains meanwhile, but is not committed before.
@@ -217,11 +248,11 @@ class _Session:
 
     def _commit(self, done: Round, line: dict[str, Any]) -> None:
         """Make a round count. The order makes any moment a safe one to be killed."""
-        self.store.pin(done.record, self.folder.run_id)
+        self.keeper.pin(line, done.record, stored_cid(done.model), done.needed)
         self.store.flush()
         self.folder.append(line)
         self.folder.write("head", f"{done.record}\n")
-        self.store.unpin(self.head, self.folder.run_id)
+        self.keeper.release()
         self.model, self.head = done.model, done.record
         self.lines.append(line)
         self.progress.round_done(line)
@@ -249,6 +280,7 @@ class _Session:
             "engine": config["engine"]["name"],
             "rounds_completed": len(lines),
             "final_model_cid": str(self.model.cid) if lines else None,
+            "best_model_cid": str(self.keeper.best) if self.keeper.best else None,
             "head_cid": str(self.head) if lines else None,
             "metrics": measured or federated or {},
             "seconds": {
@@ -266,6 +298,8 @@ class _Session:
                 ),
                 "store_put": sum(line["bytes"]["store_put"] for line in lines),
                 "store_get": sum(line["bytes"]["store_get"] for line in lines),
+                "sent": sum(line["bytes"].get("sent", 0) for line in lines),
+                "fetched": sum(line["bytes"].get("fetched", 0) for line in lines),
             },
             "peak_rss_mb": round(max(self.traffic.peak_rss, peak_rss()) / 1e6, 1),
             "privacy": None,
@@ -274,11 +308,14 @@ class _Session:
         }
 
 
-def _pool(config: Mapping[str, Any]) -> Pool:
+def _pool(config: Mapping[str, Any], vault: Vault) -> Pool:
     root, engine = config["data"]["root"], config["engine"]
+    keys = Path(config["runs_dir"]) / config["run_id"] / parties.FOLDER
     options = {
         "app": CLIENT_APP,
         "store": dict(config["store"]),
+        "keys": None if vault.party is None else str(keys.absolute()),
+        "seal": vault.seal,
         "run_id": RUN_ID,
         "seed": config["seed"],
         "run_config": {},

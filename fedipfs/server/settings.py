@@ -14,7 +14,19 @@ import yaml
 from fedipfs.errors import ConfigError
 
 # What differs between machines and does not change what is computed: not part of the record.
-_LOCAL = ("runs_dir", "run_id", "resume", "init_from", "store", "engine", "experiment")
+_LOCAL = (
+    "runs_dir",
+    "run_id",
+    "resume",
+    "init_from",
+    "store",
+    "engine",
+    "experiment",
+    "seal",
+    "unsealed_because",
+    "identity",
+    "keep",
+)
 # What every choice of a group has.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "task": ("name", "target", "options", "metric"),
@@ -32,6 +44,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError naming the first value that cannot be right and what to do.
     """
+    from fedipfs.exchange import choose_seal  # it takes Flower along
+    from fedipfs.store import is_shared
+
     config = _copy(config)
     assert isinstance(config, dict)
     _whole(config)
@@ -40,8 +55,13 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _integer(config, "seed", 0)
     _text(config, "experiment")
     _text(config, "runs_dir")
-    for key in ("run_id", "resume", "init_from"):
+    for key in ("run_id", "resume", "init_from", "seal", "unsealed_because", "identity"):
         _text(config, key, optional=True)
+    config["seal"] = choose_seal(
+        config["seal"], shared=is_shared(config["store"]), because=config["unsealed_because"]
+    )
+    _integer(config["keep"], "models", 1, "keep.")
+    _flag(config["keep"], "everything", "keep.")
     for key in ("name", "target", "metric"):
         _text(config["task"], key, "task.")
     if not isinstance(config["task"]["options"], dict):

@@ -69,6 +69,11 @@ class Store(Protocol):
         """What has passed; `copy` it to compare with later."""
         ...
 
+    @property
+    def streams(self) -> int:
+        """How many blocks it pays to get at once."""
+        ...
+
     def put(self, block: Buffer, codec: int = RAW) -> CID:
         """Store a block of at most 2 MiB; returns its CIDv1. Raises StoreFull."""
         ...

@@ -46,6 +46,8 @@ class CachedStore:
     is damaged in the folder is replaced.
     """
 
+    streams = 1
+
     def __init__(
         self, front: FolderStore, home: KuboStore | None = None, others: Sequence[Source] = ()
     ) -> None:

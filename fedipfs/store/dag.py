@@ -37,7 +37,7 @@ def add_file(store: Store, path: str | os.PathLike[str]) -> CID:
 
 def cat(store: Store, cid: CID) -> Iterator[bytes]:
     """The bytes of a file, leaf by leaf, every block checked. Raises UnixFSError, StoreError."""
-    return unixfs.leaves(cid, store.get)
+    return unixfs.leaves(cid, store.get, store.streams)
 
 
 def walk(store: Store, root: CID) -> Iterator[CID]:

@@ -31,6 +31,8 @@ class FolderStore:
     empty folder becomes a store. Raises StoreUnusable for anything else that is not one.
     """
 
+    streams = 1
+
     def __init__(
         self,
         path: str | os.PathLike[str],

@@ -44,6 +44,8 @@ class GatewayStore:
     `timeout_s` is for one gateway and block. The gateway that answered last is asked first.
     """
 
+    streams = 4
+
     def __init__(self, urls: Sequence[str], *, timeout_s: float = 30.0) -> None:
         if isinstance(urls, str) or not urls:
             raise ConfigError(f"store.urls={urls!r} should be a list of at least one gateway's URL")

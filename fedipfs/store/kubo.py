@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HAS_S = 0.5  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
+_HAS_S = 0.2  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
 _SLACK = 64 << 10  # bytes of an answer beyond the block, for words of error
 
 
@@ -48,6 +48,8 @@ class KuboStore:
     something is not found. With `pin` false nothing is pinned: for a node that never collects
     garbage. Nothing is asked of the node before the first call.
     """
+
+    streams = 4
 
     def __init__(
         self,

@@ -8,13 +8,17 @@ Specification: the RPC API v0 of Kubo 0.30 to 0.41, of which js-ipfs serves the 
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ipfshttpclient.exceptions as theirs
+from ipfshttpclient import requests_wrapper as requests
 from ipfshttpclient.client import Client
 
 from fedipfs.errors import (
@@ -37,7 +41,13 @@ _BUSY = (429, 502, 503, 504)
 _NOT_THERE = ("not found", "could not find", "cannot find", "no such block", "notfound")
 _LATE = ("deadline exceeded", "timed out", "timeout")
 
+_BLANK = re.compile(r"\s*")
+
 Result = TypeVar("Result")
+
+
+class DaemonGaveUp(StoreTimeout):
+    """The daemon answered that it had not found in time what was asked."""
 
 
 class Upload:
@@ -65,6 +75,7 @@ class Rpc:
 
     A call takes at most `timeout_s` seconds with all its retries. What failed for want of a
     connection is tried again up to `retries` times, after 0.2 s and then twice as long each time.
+    A fork has connections of its own.
 
     Raises StoreUnreachable, StoreTimeout, StoreUnusable (credentials), StoreFull, BlockNotFound,
     StoreBadAnswer (too large, garbage) and, for what else the daemon reports, StoreError.
@@ -73,14 +84,26 @@ class Rpc:
     def __init__(
         self, address: Address, credentials: Credentials | None, timeout_s: float, retries: int
     ) -> None:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "fedipfs"}
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "fedipfs"}
         if credentials is not None:
-            headers["Authorization"] = credentials.header
+            self._headers["Authorization"] = credentials.header
         self.name = f"the IPFS daemon at {address.text}"
-        self.client = Client(address.multiaddr, address.base, session=True, headers=headers)
-        self._http: Any = self.client._client
-        protect(self._http._session, elsewhere=False)
+        self._address = address
         self.timeout_s, self._retries = timeout_s, retries
+        self._client, self._process = self._connect(), os.getpid()
+
+    @property
+    def client(self) -> Client:
+        """ipfshttpclient's client of this process."""
+        if self._process != os.getpid():  # sockets are not for two
+            self._client, self._process = self._connect(), os.getpid()
+        return self._client
+
+    def _connect(self) -> Client:
+        address = self._address
+        client = Client(address.multiaddr, address.base, session=True, headers=self._headers)
+        protect(client._client._session, elsewhere=False)
+        return client
 
     def call(
         self,
@@ -95,7 +118,8 @@ class Rpc:
         `options` are query parameters that every call has: CIDs in base32, and the time after
         which the daemon gives up.
         """
-        end = time.monotonic() + (timeout_s or self.timeout_s)
+        timeout_s = timeout_s or self.timeout_s
+        end = time.monotonic() + timeout_s
         for attempt in range(self._retries + 1):
             left = max(end - time.monotonic(), 0.001)
             options = {"cid-base": "base32", "timeout": f"{max(left - _LATE_S, left / 2):.3f}s"}
@@ -104,7 +128,7 @@ class Rpc:
                     with guard.sending():
                         return request(options)
                 except Exception as problem:
-                    error = self._translated(problem, what, guard.expired)
+                    error = self._translated(problem, what, timeout_s, guard.expired)
             if not isinstance(error, StoreUnreachable) or attempt == self._retries:
                 raise error
             pause = 0.2 * 2**attempt * random.uniform(0.8, 1.2)
@@ -132,48 +156,50 @@ class Rpc:
     ) -> list[Any]:
         """The JSON objects that a call answers, for what ipfshttpclient lacks or reads amiss."""
         body = {} if upload is None else {"data": upload, "headers": upload.headers}
-        answers: list[Any] = self.call(
-            what,
-            lambda common: self._http.request(
-                path, arguments, opts={**common, **options}, decoder="json", **body
-            ),
-            limit=limit,
-            timeout_s=timeout_s,
-        )
-        return answers
+
+        def request(common: dict[str, str]) -> list[Any]:
+            http: Any = self.client._client
+            # Not its own JSON decoder, whose time grows with the cube of the answer's lines.
+            return _objects(http.request(path, arguments, opts={**common, **options}, **body))
+
+        return self.call(what, request, limit=limit, timeout_s=timeout_s)
 
     def stream(
         self, what: str, path: str, argument: str, limit: int, **options: str
     ) -> Iterator[bytes]:
-        """A long answer piece by piece; the time counts from one piece to the next.
+        """A long answer piece by piece; the time is for each `guard.PIECE` bytes of it.
 
         Not retried: what has been read has been used.
         """
+        http: Any = self.client._client
         with Guard(self.timeout_s, limit) as guard:
             try:
                 with guard.sending():
-                    pieces = self._http.request(path, (argument,), opts=options, stream=True)
+                    pieces = http.request(path, (argument,), opts=options, stream=True)
             except Exception as problem:
-                raise self._translated(problem, what, guard.expired) from None
+                raise self._translated(problem, what, self.timeout_s, guard.expired) from None
             try:
                 while True:
                     try:
                         piece = next(pieces, None)
                     except Exception as problem:
-                        raise self._translated(problem, what, guard.expired) from None
+                        expired = guard.expired
+                        raise self._translated(problem, what, self.timeout_s, expired) from None
                     if piece is None:
                         return
-                    guard.progress()
+                    guard.progress(len(piece))
                     yield piece
             finally:
                 pieces.close()
 
-    def _translated(self, problem: Exception, what: str, expired: bool) -> Exception:
+    def _translated(
+        self, problem: Exception, what: str, timeout_s: float, expired: bool
+    ) -> Exception:
         """A failure as one of ours."""
         where = f"{what}: {self.name}"
         if expired or isinstance(problem, theirs.TimeoutError):
             return StoreTimeout(
-                f"{where} did not answer within {self.timeout_s:g} s: it is overloaded, or no "
+                f"{where} did not answer within {timeout_s:g} s: it is overloaded, or no "
                 "node that it can reach has what was asked; try again, or raise store.timeout_s"
             )
         if isinstance(problem, StoreBadAnswer):
@@ -181,9 +207,14 @@ class Rpc:
         if isinstance(problem, StoreError):
             return problem
         if isinstance(problem, theirs.ErrorResponse):
-            return self._reported(str(problem.args[0]), what)
+            return self.reported(str(problem.args[0]), what)
         if isinstance(problem, theirs.StatusError):
             return self._status(problem, what)
+        if isinstance(problem, requests.TooManyRedirects):
+            return StoreBadAnswer(
+                f"{where} sends us elsewhere, which no IPFS daemon does; set store.address to its "
+                "RPC address"
+            )
         if isinstance(problem, theirs.CommunicationError | FAILURES):
             return StoreUnreachable(
                 f"{where} does not answer ({_reason(problem)}); start it with `ipfs daemon`, or "
@@ -211,20 +242,38 @@ class Rpc:
             "(port 5001), not to its gateway"
         )
 
-    def _reported(self, message: str, what: str) -> StoreError:
-        """What the daemon itself says went wrong."""
+    def reported(self, message: str, what: str) -> StoreError:
+        """What the daemon itself says went wrong, as one of our errors."""
         text, where = message.lower(), f"{what}: {self.name}"
+        for secret in self._headers.get("Authorization", "").split(" ")[1:]:
+            message = message.replace(secret, "***")
         said = f'says "{one_line(message, 160)}"'
         if "no space left" in text or "quota" in text or "storagemax" in text:
             return StoreFull(f"{where} {said}; free space there or run `fedipfs store gc`")
         if any(word in text for word in _LATE):
-            return StoreTimeout(
+            return DaemonGaveUp(
                 f"{where} {said}: no node that it can reach has it, or they are slow; connect the "
                 "peers (store.peers) or raise store.timeout_s"
             )
         if any(word in text for word in _NOT_THERE):
             return BlockNotFound(f"{where} {said}; import it, or connect a peer that has it")
         return StoreError(f"{where} {said}")
+
+
+def _objects(body: bytes) -> list[Any]:
+    """The JSON values that follow each other in an answer. Raises ValueError, RecursionError."""
+    text, decoder, found = body.decode(), json.JSONDecoder(), []
+    position = _end_of_blank(text, 0)
+    while position < len(text):
+        value, end = decoder.raw_decode(text, position)
+        found.append(value)
+        position = _end_of_blank(text, end)
+    return found
+
+
+def _end_of_blank(text: str, position: int) -> int:
+    match = _BLANK.match(text, position)
+    return match.end() if match else position
 
 
 def _reason(problem: Exception) -> str:

@@ -88,7 +88,8 @@ def _cached(
 ) -> Store:
     front = FolderStore(path, durable=False, max_bytes=max_bytes)
     home: Any = None if kubo is None else _kubo(**_without_kind(kubo))
-    others: Any = [] if gateway is None else [_gateway(**_without_kind(gateway))]
+    urls = gateway and gateway.get("urls")
+    others: Any = [_gateway(**_without_kind(gateway))] if gateway and urls else []
     return CachedStore(front, home, others)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedipfs.errors import RunFailed
 from fedipfs.exchange import StoredArrays, check_finite, to_dtype
-from fedipfs.weights import TensorSpec, Weights, put_lazily
+from fedipfs.weights import TensorSpec, Weights
 
 _INLINE = 1 << 20  # bytes: for a smaller model threads cost more than they bring
 
@@ -61,9 +61,8 @@ class Mean:
 
     def store(self, like: StoredArrays) -> StoredArrays:
         """Put the mean into the store of `like`, with its tensor order; gives the sums up."""
-        store = like.weights.store
-        cid = put_lazily(store, self._specs.values(), self._pop)
-        return StoredArrays(Weights(store, cid), list(like), like.order)
+        cid = like.vault.put_weights(self._specs.values(), self._pop)
+        return StoredArrays(like.vault, like.vault.weights(cid), list(like), like.order)
 
     def _pop(self, name: str) -> np.ndarray:
         """The mean of one tensor in the model's dtype; RunFailed if it overflows.

@@ -16,27 +16,31 @@ from flwr.serverapp.strategy import Strategy
 
 from fedipfs import weights
 from fedipfs.errors import ConfigError, RunError
-from fedipfs.exchange import as_numpy, from_numpy
+from fedipfs.exchange import Vault, as_numpy, from_numpy, vault_of
 from fedipfs.ipld import CID
-from fedipfs.store import Store, dag
+from fedipfs.store import Store
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def save_state(strategy: Strategy, store: Store) -> CID:
-    """Put the state of `strategy` into `store`; returns the record's CID.
+def save_state(strategy: Strategy, where: Store | Vault) -> tuple[CID, CID]:
+    """Put the state of `strategy` away; returns the CIDs of the record and of its tensors.
 
     Raises ConfigError for an attribute of a type that cannot be saved.
     """
+    vault = vault_of(where)
     tensors: dict[str, np.ndarray] = {}
     values = _pack(strategy, "", tensors)
-    return dag.put_record(store, {"values": values, "tensors": weights.put(store, tensors)})
+    specs = [weights.spec_of(name, array) for name, array in tensors.items()]
+    arrays = vault.put_weights(specs, tensors.__getitem__, private=True)
+    return vault.put_record({"values": values, "tensors": arrays}, private=True), arrays
 
 
-def load_state(strategy: Strategy, store: Store, state: CID) -> None:
+def load_state(strategy: Strategy, where: Store | Vault, state: CID) -> None:
     """Set the attributes of `strategy` to what `save_state` stored."""
-    record = dag.get_record(store, state)
-    _unpack(strategy, record["values"], weights.Weights(store, record["tensors"]))
+    vault = vault_of(where)
+    record = vault.get_record(state)
+    _unpack(strategy, record["values"], vault.weights(record["tensors"]))
 
 
 def _pack(strategy: Strategy, prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fedipfs.weights.layout import (
     header_length,
     spec_of,
 )
+from fedipfs.weights.leaves import Leaves, StoredLeaves
 
 
 def put(store: Store, tensors: Mapping[str, np.ndarray]) -> CID:
@@ -83,20 +84,19 @@ class Weights:
     """
 
     def __init__(self, store: Store, cid: CID, *, max_bytes: int | None = None) -> None:
-        self.store, self.cid = store, cid
-        root = store.get(cid)
+        self._open(StoredLeaves(store, cid, max_bytes=max_bytes))
 
-        def get(wanted: CID) -> bytes:
-            return root if wanted == cid else store.get(wanted)
+    @classmethod
+    def over(cls, leaves: Leaves) -> Weights:
+        """The file that consists of `leaves`, wherever they come from."""
+        weights = cls.__new__(cls)
+        weights._open(leaves)
+        return weights
 
-        if max_bytes is not None and (declared := unixfs.size(cid, get)) > max_bytes:
-            raise WeightsError(f"{cid} declares {declared} bytes; at most {max_bytes} are expected")
-        links = unixfs.leaf_links(cid, get)
-        links = [(leaf, size) for leaf, size in links if size]
-        self._leaves = [leaf for leaf, _ in links]
-        self._sizes = [size for _, size in links]
-        self._starts = [0, *accumulate(self._sizes)][:-1]
-        self.nbytes = sum(self._sizes)
+    def _open(self, leaves: Leaves) -> None:
+        self.cid, self._leaves = leaves.cid, leaves
+        self._starts = [0, *accumulate(leaves.sizes)][:-1]
+        self.nbytes = sum(leaves.sizes)
         self._last: tuple[int, bytes] = (-1, b"")
         header = self._read(0, header_length(self._read(0, min(8, self.nbytes))))
         entries = decode_header(header, self.nbytes)
@@ -139,20 +139,14 @@ class Weights:
 
     def file(self) -> Iterator[bytes]:
         """The bytes of the safetensors file, in pieces."""
-        for index in range(len(self._leaves)):
+        for index in range(len(self._starts)):
             yield self._leaf(index)
 
     def _leaf(self, index: int) -> bytes:
         last = self._last  # read once: several threads may share a reader
         if last[0] == index:
             return last[1]
-        leaf = self.store.get(self._leaves[index])
-        if len(leaf) != self._sizes[index]:
-            raise WeightsError(
-                f"{self.cid}: leaf {self._leaves[index]} has {len(leaf)} bytes, "
-                f"its parent says {self._sizes[index]}"
-            )
-        return leaf
+        return self._leaves.leaf(index)
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
         """(position, bytes) pairs that cover `length` bytes from `offset`."""

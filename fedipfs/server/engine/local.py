@@ -35,10 +35,17 @@ class Traffic:
     flower: int = 0
     store_put: int = 0
     store_get: int = 0
+    sent: int = 0  # of that, to a service
+    fetched: int = 0
     peak_rss: int = 0  # bytes, of the largest worker
 
     def copy(self) -> Traffic:
         return replace(self)
+
+
+def client_name(partition: int) -> str:
+    """The name of the client that holds a partition, in logs, records and trust lists."""
+    return f"client-{partition}"
 
 
 class LocalGrid(Grid):
@@ -88,7 +95,7 @@ class LocalGrid(Grid):
 
     def name_of(self, node_id: int) -> str:
         """The name of a node in logs and records."""
-        return f"client-{node_id - FIRST_NODE}"
+        return client_name(node_id - FIRST_NODE)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
@@ -150,6 +157,8 @@ class LocalGrid(Grid):
         answer, wire = unframe(outcome.reply)
         self.traffic.store_put += answer["put"]
         self.traffic.store_get += answer["get"]
+        self.traffic.sent += answer["sent"]
+        self.traffic.fetched += answer["fetched"]
         self.traffic.peak_rss = max(self.traffic.peak_rss, answer["rss"])
         if answer["error"] is not None:
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message)

@@ -1,0 +1,114 @@
+"""Signatures on what crosses Flower: one a message, over all that it holds.
+
+What is signed is a Statement about the CID that the message's content has as DAG-CBOR: the CIDs of
+its arrays, its metrics, its configuration. The signature, the signer's name, the run and the round
+travel in the same record as the CIDs, as `signature`, `by`, `run` and `round`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedipfs.errors import EdgeError, FormatError, SignatureMissing, SignatureWrong
+from fedipfs.exchange.vault import Vault
+from fedipfs.ipld import CID, DAG_CBOR, dagcbor
+from fedipfs.trust import Member, Statement
+
+KEY = "fedipfs"  # the record that carries references and signatures
+_OWN = ("signature", "by")  # fields of that record that the signature does not cover
+SENT, ANSWERED = "model", "update"  # the roles of a coordinator's and a participant's messages
+
+
+class Stamp(NamedTuple):
+    """The run that a message belongs to, as both sides name it, and its round, from 1."""
+
+    run: str
+    round: int
+
+
+def stamp_of(content: RecordDict) -> Stamp | None:
+    """The run and round that a message says it belongs to."""
+    record = content.get(KEY)
+    run = record.get("run") if isinstance(record, ConfigRecord) else None
+    number = record.get("round") if isinstance(record, ConfigRecord) else None
+    if isinstance(run, str) and type(number) is int and number >= 0:
+        return Stamp(run, number)
+    return None
+
+
+def sign(vault: Vault, content: RecordDict, stamp: Stamp) -> None:
+    """Add this party's signature to a message's content."""
+    party = vault.party
+    assert party is not None
+    record = content.setdefault(KEY, ConfigRecord())
+    assert isinstance(record, ConfigRecord)
+    record["run"], record["round"] = stamp
+    role = SENT if party.role == "coordinator" else ANSWERED
+    record["signature"] = party.sign(Statement(digest(content), *stamp, role))
+    record["by"] = party.name
+
+
+def check(
+    vault: Vault, content: RecordDict, expected: Stamp | None = None, name: str | None = None
+) -> Member:
+    """The member of the other side that signed a message's content.
+
+    `expected` is the run and round it must be for, `name` the organization it must be from.
+    Raises the SignatureRefused that fits.
+    """
+    party = vault.party
+    assert party is not None
+    record = content.get(KEY)
+    if not isinstance(record, ConfigRecord) or "signature" not in record:
+        raise SignatureMissing(
+            f"the message is not signed, which {party.name} requires of every {party.others}"
+        )
+    by, signature, stamp = record.get("by"), record["signature"], stamp_of(content)
+    if not isinstance(by, str) or not isinstance(signature, bytes) or stamp is None:
+        raise SignatureWrong("the message's signature is incomplete")
+    if name is not None and by != name:
+        raise SignatureWrong(f"the message is signed by {by!r:.80} instead of {name}")
+    if expected is not None and stamp != expected:
+        raise SignatureWrong(f"the message of {by!r:.80} was made for another run or round")
+    role = ANSWERED if party.role == "coordinator" else SENT
+    try:
+        statement = Statement(digest(content), *stamp, role)
+    except FormatError as error:
+        raise SignatureWrong(f"the message cannot have been signed: {error}") from None
+    return party.verify(by, statement, signature)
+
+
+def signature_of(content: RecordDict) -> bytes:
+    """A message's signature; empty if it has none."""
+    record = content.get(KEY)
+    found = record.get("signature") if isinstance(record, ConfigRecord) else None
+    return found if isinstance(found, bytes) else b""
+
+
+def digest(content: RecordDict) -> CID:
+    """The CID of what a signature covers."""
+    return CID.of(signed_bytes(content), DAG_CBOR)
+
+
+def signed_bytes(content: RecordDict) -> bytes:
+    """What a signature covers: all records, as DAG-CBOR, without the signature itself."""
+    value: dict[str, Any] = {}
+    for key, record in content.items():
+        if not hasattr(record, "items"):
+            raise EdgeError(f"record {key!r} cannot be signed")
+        value[key] = {
+            name: _plain(item) for name, item in record.items() if key != KEY or name not in _OWN
+        }
+    return dagcbor.encode(value)
+
+
+def _plain(value: Any) -> Any:
+    """A record's value as DAG-CBOR holds it: NaN and infinities, which it does not, by name."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value

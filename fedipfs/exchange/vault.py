@@ -1,0 +1,173 @@
+"""What is stored is sealed for those who may read it, and what is read is opened.
+
+Two kinds of content: what is shared with the other side (a coordinator's models, a participant's
+updates) and what is nobody else's (states, the details of a round). `seal` says which of them
+leave this process readable only by its recipients: "none", "updates" (what participants make, and
+everybody's own), or "all".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+from typing_extensions import Buffer
+
+from fedipfs.errors import ConfigError, EnvelopeTampered, NotSealed, SignatureWrong, WeightsError
+from fedipfs.ipld import CID, DAG_CBOR, dagcbor, unixfs
+from fedipfs.store import Store, dag
+from fedipfs.trust import Opener, PublicIdentity, envelope
+from fedipfs.trust.party import Party
+from fedipfs.weights import Leaves, StoredLeaves, TensorSpec, Weights, chunks
+
+Seal = Literal["none", "updates", "all"]
+SEALS: tuple[Seal, ...] = ("none", "updates", "all")
+
+_MAX_SMALL = 64 << 20  # bytes of a state or record that is read as a whole
+
+
+def choose_seal(seal: str | None, *, shared: bool, because: str | None) -> Seal:
+    """What to seal where `seal` was asked for; None gives the default for that kind of store.
+
+    Raises ConfigError for nothing sealed in a shared store, unless `because` says why.
+    """
+    if seal is None:
+        return "all" if shared else "none"
+    if seal not in SEALS:
+        raise ConfigError(f"seal={seal} is not one of {', '.join(SEALS)}")
+    if shared and seal == "none" and not (because or "").strip():
+        raise ConfigError(
+            "seal=none with a shared store: whoever learns a CID can read every update and model, "
+            "and what is on IPFS cannot be taken back. Leave it at all, or say why that is right: "
+            "unsealed_because='the data are public'"
+        )
+    return seal
+
+
+class Vault:
+    """A store, and who may read what is put into it. Without a `party` nothing is sealed."""
+
+    def __init__(self, store: Store, party: Party | None = None, seal: Seal = "none") -> None:
+        if seal not in SEALS:
+            raise ConfigError(f"seal={seal} is not one of {', '.join(SEALS)}")
+        if seal != "none" and party is None:
+            raise ConfigError(
+                f"seal={seal} needs keys of this party: name its identity and its trust list"
+            )
+        self.store, self.party, self.seal = store, party, seal
+        coordinates = party is not None and party.role == "coordinator"
+        self._seals_shared = seal == "all" or (seal == "updates" and not coordinates)
+        self._wants_sealed = seal == "all" or (seal == "updates" and coordinates)
+
+    def put_weights(
+        self, specs: Iterable[TensorSpec], tensor: Callable[[str], Any], *, private: bool = False
+    ) -> CID:
+        """Store arrays as one safetensors file (see weights.put_lazily); returns its CID."""
+        return self.put_file(chunks(specs, tensor), private=private)
+
+    def weights(
+        self, cid: CID, *, max_bytes: int | None = None, sender: PublicIdentity | None = None
+    ) -> Weights:
+        """A stored safetensors file; raises what `leaves` does, and WeightsError."""
+        return Weights.over(self.leaves(cid, max_bytes=max_bytes, sender=sender))
+
+    def put_file(self, pieces: Iterable[Buffer], *, private: bool = False) -> CID:
+        """Store a file given as its leaves, sealed if this kind is; returns its root CID."""
+        recipients = self._recipients(private)
+        if recipients and self.party is not None:
+            pieces = envelope.seal(pieces, recipients, self.party.identity.public)
+        return unixfs.build(pieces, self.store.put)
+
+    def leaves(
+        self, cid: CID, *, max_bytes: int | None = None, sender: PublicIdentity | None = None
+    ) -> Leaves:
+        """A stored file's content, opened if it is sealed.
+
+        With `sender`, who signed for it on the other side, it must be sealed where this kind is
+        (NotSealed), and by nobody else (SignatureWrong): so nobody hands in what another made.
+        `max_bytes` bounds the content. Raises EnvelopeError, and what StoredLeaves raises.
+        """
+        most = None if max_bytes is None else max_bytes + _overhead(max_bytes)
+        stored = StoredLeaves(self.store, cid, max_bytes=most)
+        head = stored.leaf(0) if stored.sizes else b""
+        if not envelope.is_sealed(head):
+            if sender is not None and self._wants_sealed:
+                raise NotSealed(f"{cid} is not sealed, which seal={self.seal} requires")
+            if max_bytes is not None and sum(stored.sizes) > max_bytes:
+                raise WeightsError(f"{cid} has {sum(stored.sizes)} bytes, not {max_bytes} at most")
+            return stored
+        if self.party is None:
+            raise NotSealed(f"{cid} is sealed, and there are no keys here to open it with")
+        opener = Opener(head, self.party.identity)
+        if sender is not None and opener.sender != sender.key_id:
+            raise SignatureWrong(f"{cid} was sealed by another than {sender.organization}")
+        return _Opened(stored, opener)
+
+    def put_bytes(self, data: bytes, *, private: bool = True) -> CID:
+        """Store a small file."""
+        return self.put_file(unixfs.chunk(data), private=private)
+
+    def get_bytes(self, cid: CID) -> bytes:
+        """A small file's content."""
+        if cid.codec == DAG_CBOR:
+            raise WeightsError(f"{cid} is a record, not a file")
+        leaves = self.leaves(cid, max_bytes=_MAX_SMALL)
+        return b"".join(leaves.leaf(index) for index in range(len(leaves.sizes)))
+
+    def put_record(self, value: Any, *, private: bool = False) -> CID:
+        """Store a record: as DAG-CBOR, or, where this kind is sealed, as a file that holds that."""
+        if self._recipients(private):
+            return self.put_bytes(dagcbor.encode(value), private=private)
+        return dag.put_record(self.store, value)
+
+    def get_record(self, cid: CID) -> Any:
+        """A record, opened if it is sealed."""
+        if cid.codec == DAG_CBOR:
+            return dag.get_record(self.store, cid)
+        return dagcbor.decode(self.get_bytes(cid))
+
+    def _recipients(self, private: bool) -> Sequence[PublicIdentity]:
+        if self.party is None or self.seal == "none" or not (private or self._seals_shared):
+            return ()
+        if private:
+            return [self.party.identity.public]
+        audience = self.party.audience()
+        if not audience:
+            raise ConfigError(
+                f"the trust list of {self.party.name} has no valid {self.party.others} to seal to: "
+                "add one with `fedipfs keys trust`"
+            )
+        return audience
+
+
+class _Opened:
+    """The content of a sealed file: the leaf after the header is its chunk 0."""
+
+    def __init__(self, stored: StoredLeaves, opener: Opener) -> None:
+        self.cid = stored.cid
+        self._stored, self._opener = stored, opener
+        chunks = stored.sizes[1:]
+        if any(size != envelope.CHUNK for size in chunks[:-1]):
+            raise EnvelopeTampered(f"{stored.cid}: sealed chunks have other sizes than they must")
+        envelope.plain_size(sum(chunks))  # raises if the end is missing
+        self.sizes = [size - envelope.TAG for size in chunks]
+
+    def leaf(self, index: int) -> bytes:
+        last = index == len(self.sizes) - 1
+        return self._opener.open(index, self._stored.leaf(index + 1), last=last)
+
+
+@lru_cache(maxsize=8)
+def _plain(store: Any) -> Vault:
+    return Vault(store)
+
+
+def vault_of(where: Store | Vault) -> Vault:
+    """`where`, or the vault over it that seals nothing."""
+    return where if isinstance(where, Vault) else _plain(cast(Any, where))
+
+
+def _overhead(size: int) -> int:
+    """The most that sealing adds: the header with 4096 recipients, and a tag a chunk."""
+    return envelope.CHUNK + envelope.TAG * (size // envelope.PLAIN + 1)

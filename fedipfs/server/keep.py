@@ -1,0 +1,132 @@
+"""What of a run stays pinned as it goes on, and what may be forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedipfs.ipld import CID
+from fedipfs.store import Store, dag
+
+_HOLD = "fedipfs/hold/v1"
+
+
+class Keeper:
+    """Pins, under names that begin with the run's id.
+
+    Always: every record, the last model, the best one by `metric`, and what a resumed run needs.
+    With `everything`, all that the records lead to: updates and all models, for audit. Else the
+    models of the last `models` rounds; updates go when the store's garbage collection next finds
+    them older than its grace.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, *, models: int, everything: bool, metric: str
+    ) -> None:
+        self._store, self._run_id = store, run_id
+        self._models, self._everything, self._metric = models, everything, metric
+        self._kept: dict[int, CID] = {}  # round -> model
+        self._best: tuple[float, CID] | None = None
+        self._hold: CID | None = None
+        self._head: CID | None = None
+        self._released: list[tuple[CID, str]] = []
+
+    @property
+    def best(self) -> CID | None:
+        """The best model so far, if any was measured."""
+        return None if self._best is None else self._best[1]
+
+    def begin(self, head: CID) -> None:
+        """Pin a run's first record and all it leads to, until the first round is complete."""
+        self._store.pin(head, self._run_id, recursive=self._everything)
+        if not self._everything:
+            self._store.pin(head, self._start)
+        self._head = head
+
+    def resume(self, head: CID, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Take up what an earlier process pinned, and release what it had no time to."""
+        self._head = head
+        for line in lines:
+            cid = CID.parse(line["model_cid"])
+            self._kept[line["round"]] = cid
+            self._judge(line, cid)
+        last = max(self._kept, default=0)
+        named = self._store.pins().items()
+        for root, name in [(root, name) for root, names in named for name in names]:
+            kind, _, number = name.removeprefix(f"{self._run_id}/").partition("/")
+            if name == f"{self._run_id}/state":
+                self._hold = root
+            elif name.startswith(f"{self._run_id}/") and kind == "model":
+                if not number.isdigit() or int(number) > last:
+                    self._store.unpin(root, name)
+            elif name == self._run_id and self._everything and root != head:
+                self._store.unpin(root, name)
+
+    def pin(self, line: Mapping[str, Any], record: CID, model: CID, needed: Sequence[CID]) -> None:
+        """Pin what a completed round leaves; `needed` is what a resumed run needs of it."""
+        self._released = []
+        number = int(line["round"])
+        self._store.pin(record, self._run_id, recursive=self._everything)
+        if self._everything:
+            self._release(self._head, self._run_id)
+        elif number == 1:
+            self._release(self._head, self._start)
+        self._head = record
+        if self._everything:
+            self._judge(line, model)
+            return
+        self._kept[number] = model
+        self._store.pin(model, self._model(number))
+        for old in [n for n in self._kept if n <= number - self._models]:
+            self._release(self._kept.pop(old), self._model(old))
+        before = self.best
+        if self._judge(line, model):
+            self._store.pin(model, self._best_name)
+            if before != model:
+                self._release(before, self._best_name)
+        hold = dag.put_record(
+            self._store, {"type": _HOLD, "run": self._run_id, "links": list(needed)}
+        )
+        if hold != self._hold:
+            self._store.pin(hold, f"{self._run_id}/state")
+            self._release(self._hold, f"{self._run_id}/state")
+            self._hold = hold
+
+    def release(self) -> None:
+        """Unpin what the last `pin` made superfluous; only once the round counts."""
+        for root, name in self._released:
+            self._store.unpin(root, name)
+        self._released = []
+
+    def _release(self, root: CID | None, name: str) -> None:
+        if root is not None:
+            self._released.append((root, name))
+
+    @property
+    def _start(self) -> str:
+        return f"{self._run_id}/start"
+
+    def _model(self, number: int) -> str:
+        return f"{self._run_id}/model/{number}"
+
+    @property
+    def _best_name(self) -> str:
+        return f"{self._run_id}/best"
+
+    def _judge(self, line: Mapping[str, Any], model: CID) -> bool:
+        """Whether a round's model is the best so far; then it is remembered."""
+        measured = line.get("server") or line.get("evaluate") or {}
+        value = measured.get(self._metric)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        score = -value if _is_loss(self._metric) else value
+        if self._best is not None and score <= self._best[0]:
+            return False
+        self._best = (score, model)
+        return True
+
+
+def _is_loss(metric: str) -> bool:
+    """Whether less of it is better, by its name."""
+    return any(word in metric.lower() for word in ("loss", "error", "perplexity"))

@@ -1,0 +1,64 @@
+"""The parties of a run on this machine: the coordinator's keys, and simulated organizations'.
+
+They live in the run's folder, `keys/`, readable only by its owner: whoever holds
+`coordinator.key` can open what the run sealed. Real organizations make their keys at home
+(`fedipfs keys new`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedipfs.errors import KeyFileError
+from fedipfs.trust import Identity, Member, TrustList
+from fedipfs.trust.party import Party
+
+FOLDER = "keys"
+_COORDINATOR, _LIST = "coordinator.key", "trust.toml"
+
+
+def coordinator(run: Path, identity: str | None, participants: Iterable[str]) -> Party:
+    """The coordinator of the run in the folder `run`; what keys are missing are made.
+
+    `identity` names the coordinator's own key file (its passphrase is $FEDIPFS_PASSPHRASE); None
+    makes one for the run. Raises KeyFileError, TrustListError.
+    """
+    folder = run / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    keys = _own(identity) if identity is not None else _made(folder / _COORDINATOR, "coordinator")
+    if not (folder / _LIST).exists():
+        members = [Member(keys.public, "coordinator", None, None, None)]
+        for name in participants:
+            public = _made(folder / f"{name}.key", name).public
+            members.append(Member(public, "participant", None, None, None))
+        TrustList(members).save(folder / _LIST)  # the last: with it the set is complete
+    return Party(keys, "coordinator", folder / _LIST)
+
+
+def reader(run: Path, identity: str | None = None) -> Party | None:
+    """The coordinator of a run that is over; None if it had no keys, or they are gone."""
+    folder = run / FOLDER
+    path = Path(identity) if identity is not None else folder / _COORDINATOR
+    if not (folder / _LIST).exists() or not path.exists():
+        return None
+    return Party(_own(str(path)), "coordinator", folder / _LIST)
+
+
+def _own(path: str) -> Identity:
+    secret = os.environ.get("FEDIPFS_PASSPHRASE")
+    try:
+        return Identity.load(path, secret.encode() if secret else None)
+    except KeyFileError:
+        if secret and not Identity.is_encrypted(path):
+            return Identity.load(path)
+        raise
+
+
+def _made(path: Path, organization: str) -> Identity:
+    if path.exists():
+        return Identity.load(path)
+    identity = Identity.new(organization)
+    identity.save(path)
+    return identity
