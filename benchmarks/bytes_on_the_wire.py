@@ -35,6 +35,8 @@ def by_cid(folder: Path, parameters: int) -> int:
         "node_config": {},
         "threads": None,
         "offline": True,
+        "keys": None,
+        "seal": "none",
     }
     grid = LocalGrid(SerialPool("fedipfs.clients.worker:serve", options), CLIENTS)
     edge = CidGrid(grid, store, read_updates=False)

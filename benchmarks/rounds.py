@@ -37,6 +37,8 @@ def start_pool(folder: Path) -> Any:
         "node_config": {},
         "threads": 1,
         "offline": True,
+        "keys": None,
+        "seal": "none",
     }
     return ProcessPool(FACTORY, options, workers=WORKERS, timeout_s=60)
 
@@ -47,7 +49,7 @@ class Federated:
     def __init__(self, folder: Path, pool: Any, clients: int) -> None:
         from _trivial import model
 
-        from fedipfs.exchange import store_arrays
+        from fedipfs.exchange import Vault, store_arrays
         from fedipfs.server.engine.local import LocalGrid
         from fedipfs.server.rounds import Federation
         from fedipfs.store import FolderStore, dag
@@ -57,11 +59,12 @@ class Federated:
         config = dag.put_record(store, {})
         cohort = Cohort(total=clients, train=clients, evaluate=0, min_successes=clients)
         self._federation = Federation(
-            store=store,
+            vault=Vault(store),
             grid=LocalGrid(pool, clients),
             strategy=build({"name": "fedavg"}, cohort),
             model=store_arrays(store, model(100)),
             config=config,
+            run=config,
             head=config,
             seed=1,
             min_successes=clients,

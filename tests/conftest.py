@@ -19,6 +19,8 @@ from hypothesis import settings  # noqa: E402
 
 from fedipfs.store import FolderStore  # noqa: E402
 
+pytest_plugins = ["daemon_fixtures"]
+
 settings.register_profile("fedipfs", deadline=None)  # a busy machine is no finding
 settings.load_profile("fedipfs")
 

@@ -6,14 +6,15 @@ import base64
 import ipaddress
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
-from fedipfs.errors import ConfigError
+from fedipfs.errors import ConfigError, one_line
 
 VARIABLE = "FEDIPFS_KUBO_CREDENTIALS"
 _MAX_FILE = 8192  # bytes
 _HOW = "bearer:TOKEN or basic:USER:PASSWORD"
+_LIKE = "/ip4/127.0.0.1/tcp/5001"
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,19 @@ class Address:
         """From a multiaddr (/ip4/127.0.0.1/tcp/5001) or a URL (http://127.0.0.1:5001)."""
         if text.startswith("/"):
             return _multiaddr(text)
-        url = urlsplit(text)
-        try:
-            port = url.port
-        except ValueError:
-            port = None
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
-            raise ConfigError(
-                f"{text!r:.200} is no address of an IPFS RPC: use /ip4/127.0.0.1/tcp/5001 or "
-                "http://127.0.0.1:5001"
-            )
-        if url.username or url.password:
+        if "@" in text:  # before anything shows it
             raise ConfigError(
                 f"credentials do not belong into an address: put {_HOW} into a file and name it "
                 f"as store.credentials, or into ${VARIABLE}"
             )
+        wrong = f"{text!r:.200} is no address of an IPFS RPC: use {_LIKE} or http://127.0.0.1:5001"
+        try:
+            url = urlsplit(text)
+            port = url.port
+        except ValueError:
+            raise ConfigError(wrong) from None
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+            raise ConfigError(wrong)
         secure = url.scheme == "https"
         try:
             kind = f"ip{ipaddress.ip_address(url.hostname).version}"
@@ -63,9 +62,8 @@ class Address:
             kind = "dns"
         port = port or (443 if secure else 80)
         base = url.path.strip("/") or "api/v0"
-        return cls(
-            text, f"/{kind}/{url.hostname}/tcp/{port}/{url.scheme}", base, url.hostname, secure
-        )
+        parsed = _multiaddr(f"/{kind}/{url.hostname}/tcp/{port}/{url.scheme}")
+        return replace(parsed, text=text, base=base)
 
 
 def _multiaddr(text: str) -> Address:
@@ -76,7 +74,8 @@ def _multiaddr(text: str) -> Address:
         parts = Multiaddr(text).items()
         (protocol, host), names = parts[0], [part[0].name for part in parts[1:]]
     except (Error, ValueError, IndexError) as error:
-        raise ConfigError(f"{text!r:.200} is no multiaddr: {error}") from None
+        problem = one_line(error, 120)
+        raise ConfigError(f"{text!r:.200} is no multiaddr ({problem}): use {_LIKE}") from None
     unix = protocol.name == "unix" and not names
     http = protocol.name in ("ip4", "ip6", "dns", "dns4", "dns6") and names in (
         ["tcp"],
@@ -84,7 +83,7 @@ def _multiaddr(text: str) -> Address:
         ["tcp", "https"],
     )
     if not (unix or http):
-        raise ConfigError(f"{text!r:.200} is no address of an RPC: use /ip4/127.0.0.1/tcp/5001")
+        raise ConfigError(f"{text!r:.200} is no address of an RPC: use {_LIKE}")
     return Address(text, text, "api/v0", unquote(str(host)), "https" in names)
 
 
@@ -119,14 +118,18 @@ class Credentials:
 
 def _read_private(path: str) -> str:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     except OSError as error:
         raise ConfigError(f"credentials {path}: {error.strerror}; name a readable file") from error
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"credentials {path} is not a file: name one with {_HOW} in it")
+        if mode & 0o077:
             raise ConfigError(f"credentials {path} can be read by others: chmod 600 {path}")
-        data = file.read(_MAX_FILE + 1)
+        data = os.read(handle, _MAX_FILE + 1)
+    finally:
+        os.close(handle)
     if len(data) > _MAX_FILE:
         raise ConfigError(f"credentials {path} is larger than {_MAX_FILE} bytes: name another file")
     return data.decode("utf-8", "replace")

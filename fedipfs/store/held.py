@@ -3,7 +3,7 @@
 A daemon has one pin a CID, without an owner: of two runs that share a model, the one that unpins
 it would take it from the other. So what is pinned is a small record that links to the content: one
 for each name of each root ("fedipfs/pin/v1"), and one for each upload, that holds its blocks until
-somebody names them ("fedipfs/lease/v1", with the Unix time after which it may go).
+somebody names them ("fedipfs/lease/v1", with the Unix times of its begin and its end).
 
 A link with the raw codec holds that block alone: daemons keep blocks by their hash, and raw blocks
 link to nothing.
@@ -29,8 +29,9 @@ class Pin(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """Blocks are kept until `until`, seconds of Unix time."""
+    """Blocks are kept from `since` until `until`, seconds of Unix time."""
 
+    since: int
     until: int
 
 
@@ -46,9 +47,10 @@ def pin_record(root: CID, name: str, recursive: bool) -> tuple[CID, bytes]:
     )
 
 
-def lease_record(blocks: Iterable[CID], until: int) -> tuple[CID, bytes]:
+def lease_record(blocks: Iterable[CID], lease: Lease) -> tuple[CID, bytes]:
     """The record that keeps `blocks`, and its CID."""
-    return _record({"type": _LEASE, "until": until, "blocks": [_alone(cid) for cid in blocks]})
+    kept = [_alone(cid) for cid in blocks]
+    return _record({"type": _LEASE, **lease._asdict(), "blocks": kept})
 
 
 def read(block: bytes) -> Pin | Lease | None:
@@ -61,8 +63,8 @@ def read(block: bytes) -> Pin | Lease | None:
         case {"type": "fedipfs/pin/v1", "name": str(name), "codec": int(codec), "root": CID() as r}:
             recursive = r.codec == codec
             return Pin(CID(1, codec, r.digest), name, recursive)
-        case {"type": "fedipfs/lease/v1", "until": int(until)}:
-            return Lease(until)
+        case {"type": "fedipfs/lease/v1", "since": int(since), "until": int(until)}:
+            return Lease(since, until)
     return None
 
 

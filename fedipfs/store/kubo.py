@@ -15,6 +15,9 @@ from fedipfs.errors import (
     StoreBadAnswer,
     StoreError,
     StoreTimeout,
+    StoreUnreachable,
+    UnixFSError,
+    one_line,
 )
 from fedipfs.ipld import CID, DAG_CBOR, RAW, car, unixfs
 from fedipfs.ipld.ahead import map_ahead
@@ -22,7 +25,7 @@ from fedipfs.store import held
 from fedipfs.store.address import Address, Credentials, permit
 from fedipfs.store.base import MAX_BLOCK, Counters, GcReport, StoreStat
 from fedipfs.store.outbox import Outbox
-from fedipfs.store.rpc import MAX_LISTING, Rpc, Upload
+from fedipfs.store.rpc import MAX_LISTING, DaemonGaveUp, Rpc, Upload
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _HAS_S = 0.2  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
 _SLACK = 64 << 10  # bytes of an answer beyond the block, for words of error
+_NAME = 100  # characters of a pin's name that the node is told; Kubo takes 255 bytes
 
 
 class KuboStore:
@@ -94,11 +98,11 @@ class KuboStore:
 
     def get(self, cid: CID) -> bytes:
         """A block's bytes, hashed every time; the node looks for it among its peers, too."""
-        block = self._outbox.get(cid)
+        block = self._outbox.get(cid.to_v1())
         if block is None:
             try:
                 block = self._fetch(cid)
-            except StoreError:
+            except (BlockNotFound, StoreTimeout):
                 if not self.connect():
                     raise
                 block = self._fetch(cid)
@@ -138,10 +142,11 @@ class KuboStore:
         yield from nodes.items()
         if root.codec == RAW:
             return
+        for cid, size in links:
+            if size > MAX_BLOCK:
+                raise UnixFSError(f"leaf {cid} of {root} is said to have {size} bytes: too many")
         total = sum(size for _, size in links)
-        stream = self.rpc.stream(
-            f"file {root}", "/cat", str(root), total + _SLACK, timeout=f"{self.rpc.timeout_s:g}s"
-        )
+        stream = self.rpc.stream(f"file {root}", "/cat", str(root), total + _SLACK)
         cut = _cut(stream, [size for _, size in links], root)
         pieces = zip((cid for cid, _ in links), cut, strict=True)
         for cid, block in map_ahead(lambda pair: (pair[0], self._checked(*pair)), pieces, 2):
@@ -151,11 +156,11 @@ class KuboStore:
 
     def has(self, cid: CID) -> bool:
         """Whether the node itself holds the block; its peers are not asked."""
-        return self._outbox.get(cid) is not None or self._size(cid) is not None
+        return self._outbox.get(cid.to_v1()) is not None or self._size(cid) is not None
 
     def size(self, cid: CID) -> int:
         """Bytes of that one block, not hashed. Raises BlockNotFound."""
-        block = self._outbox.get(cid)
+        block = self._outbox.get(cid.to_v1())
         size = len(block) if block is not None else self._size(cid)
         if size is None:
             raise BlockNotFound(f"block {cid} is not in {self.rpc.name}: import it there")
@@ -163,13 +168,12 @@ class KuboStore:
 
     def _size(self, cid: CID) -> int | None:
         self._first_call()
-
         what = f"block {cid}"
         try:
             answer = self.rpc.ask(
                 what, "/block/stat", str(cid), offline="true", timeout=f"{_HAS_S}s"
             )
-        except (BlockNotFound, StoreTimeout):
+        except (BlockNotFound, DaemonGaveUp):
             return None
         return _integer(answer, "Size", what)
 
@@ -196,8 +200,8 @@ class KuboStore:
         record, block = held.pin_record(root, name, recursive)
         self._send([(record, block)], [record], pin=False)
         what = f"pin of {root}"
-        answer = self.rpc.ask(what, "/pin/add", str(record), name=f"fedipfs {name}".strip())
-        if [_cid(text, what) for text in _field(answer, "Pins", list)] != [record]:
+        answer = self.rpc.ask(what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME))
+        if [_cid(text, what) for text in _field(answer, "Pins", list, what)] != [record]:
             raise StoreBadAnswer(f"{what}: {self.rpc.name} says that it pinned another CID")
 
     def unpin(self, root: CID, name: str | None = None) -> None:
@@ -222,9 +226,8 @@ class KuboStore:
         """
         self.publish()
         for cid, entry in self._entries():
-            if (
-                isinstance(entry, held.Lease)
-                and entry.until - self._lease_s + grace_s <= time.time()
+            if isinstance(entry, held.Lease) and (
+                min(entry.since + grace_s, entry.until) <= time.time()
             ):
                 self._release(cid)
         before = self.stat()
@@ -235,8 +238,10 @@ class KuboStore:
             timeout_s=max(self.rpc.timeout_s, 600.0),
         )
         after = self.stat()
-        removed = sum(isinstance(line, dict) and "Key" in line for line in answer)
-        return GcReport(removed, max(before.bytes - after.bytes, 0), after.blocks, [], True)
+        lines = [line for line in answer if isinstance(line, dict)]
+        removed = sum("Key" in line for line in lines)
+        whole = not any(line.get("Error") for line in lines)
+        return GcReport(removed, max(before.bytes - after.bytes, 0), after.blocks, [], whole)
 
     def stat(self) -> StoreStat:
         """What the node says of its repository."""
@@ -254,6 +259,9 @@ class KuboStore:
             try:
                 self.connect_to(peer)
                 connected = True
+            except StoreUnreachable as error:  # our own node is: nobody can be connected
+                log.warning("%s", error)
+                return connected
             except StoreError as error:
                 log.warning("%s", error)
         return connected
@@ -280,8 +288,9 @@ class KuboStore:
         if not self._pin:
             self._send(blocks, [blocks[0][0]], pin=False)
             return
-        until = int(time.time() + self._lease_s)
-        root, lease = held.lease_record([cid for cid, _ in blocks], until)
+        now = int(time.time())
+        times = held.Lease(now, now + int(self._lease_s))
+        root, lease = held.lease_record([cid for cid, _ in blocks], times)
         self._send([*blocks, (root, lease)], [root], pin=True)
 
     def _send(self, blocks: list[tuple[CID, bytes]], roots: list[CID], *, pin: bool) -> None:
@@ -296,14 +305,16 @@ class KuboStore:
                     if _cid(text, what) not in roots:
                         raise StoreBadAnswer(f"{what}: {self.rpc.name} answers with the CID {text}")
                     if problem := root.get("PinErrorMsg"):
-                        raise StoreError(f"{what}: {self.rpc.name} cannot keep it: {problem}")
+                        raise self.rpc.reported(str(problem), f"{what}, not kept")
                     told = True
                 case {"Stats": {"BlockCount": int(count)}}:
                     if count != len(blocks):
                         raise StoreBadAnswer(f"{what}: {self.rpc.name} took {count} of them")
+                    told = told or not pin
                 case _:
                     raise StoreBadAnswer(f"{what}: {self.rpc.name} gave an unknown answer")
-        if pin and not told:
+        # js-ipfs says nothing of what it does not pin, and so does Kubo when it fails midway.
+        if not told and (pin or self._size(blocks[-1][0]) is None):
             raise StoreBadAnswer(f"{what}: {self.rpc.name} does not say what it imported")
         self.counters.count_sent(len(blocks), sum(len(block) for _, block in blocks))
 
@@ -318,10 +329,15 @@ class KuboStore:
     def _entries(self) -> Iterator[tuple[CID, held.Pin | held.Lease | None]]:
         what = "list of pins"
         answer = self.rpc.ask(what, "/pin/ls", limit=MAX_LISTING, type="recursive")
-        for text in list(_field(answer, "Keys", dict)):
+        if answer == {}:  # so says Kubo that there are none
+            return
+        for text in _field(answer, "Keys", dict, what):
             cid = _cid(text, what)
             if cid not in self._records:
-                ours = held.read(self._fetch(cid)) if cid.codec == DAG_CBOR else None
+                try:
+                    ours = held.read(self._fetch(cid)) if cid.codec == DAG_CBOR else None
+                except (BlockNotFound, DaemonGaveUp):
+                    continue  # unpinned and collected meanwhile
                 self._records[cid] = ours
             yield cid, self._records[cid]
 
@@ -335,19 +351,16 @@ class KuboStore:
 
 def _cut(stream: Iterator[bytes], sizes: list[int], root: CID) -> Iterator[bytes]:
     """The pieces of a stream put together anew, so that they have `sizes`."""
-    parts: list[bytes] = []
-    have = 0
+    buffer = bytearray()
     for size in sizes:
-        while have < size:
+        while len(buffer) < size:
             piece = next(stream, None)
             if piece is None:
                 raise StoreBadAnswer(f"file {root}: its bytes end too early; try again")
-            parts.append(piece)
-            have += len(piece)
-        data = b"".join(parts) if len(parts) > 1 else parts[0]
-        yield data[:size]
-        parts, have = [data[size:]], have - size
-    if have or next(stream, b""):
+            buffer += piece
+        yield bytes(memoryview(buffer)[:size])
+        del buffer[:size]
+    if buffer or next(stream, b""):
         raise StoreBadAnswer(f"file {root}: more bytes come than it has; try again")
 
 
@@ -358,20 +371,22 @@ def _cid(text: object, what: str) -> CID:
         raise StoreBadAnswer(f"{what}: {text!r:.80} stands in the answer for a CID") from None
 
 
-def _field(answer: Any, key: str, kind: type) -> Any:
+def _field(answer: Any, key: str, kind: type, what: str) -> Any:
     """A field of an answer, which ipfshttpclient gives as it came, if it is as it should be."""
     try:
         value = answer[key]
     except (KeyError, TypeError, IndexError):
         value = None
     if not isinstance(value, kind):
-        raise StoreBadAnswer(f"the answer has no {key} that can be used; is this an IPFS daemon?")
+        raise StoreBadAnswer(
+            f"{what}: the answer has no {key} that can be used; is this an IPFS daemon?"
+        )
     return value
 
 
 def _integer(answer: Any, key: str, what: str) -> int:
     """A whole number, which js-ipfs gives as text."""
-    value = _field(answer, key, int | str)  # type: ignore[arg-type]
+    value = _field(answer, key, int | str, what)  # type: ignore[arg-type]
     try:
         return int(value)
     except ValueError:
@@ -379,5 +394,5 @@ def _integer(answer: Any, key: str, what: str) -> int:
 
 
 def _check_number(name: str, value: float, *, least: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= least:
-        raise ConfigError(f"store.{name}={value} is not a number of at least {least:g}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e9:
+        raise ConfigError(f"store.{name}={value!r} is not a number from {least:g} to 1e9")

@@ -35,7 +35,7 @@ from fedipfs.store.address import Address, Credentials
 from fedipfs.store.guard import FAILURES, Guard, protect
 
 MAX_JSON = 1 << 20  # bytes of an ordinary answer
-MAX_LISTING = 64 << 20  # bytes of a list of pins or of removed blocks
+MAX_LISTING = 16 << 20  # bytes of a list of pins or of removed blocks: about 150,000 of them
 _LATE_S = 0.5  # the daemon shall give up a little before we do, and say why
 _BUSY = (429, 502, 503, 504)
 _NOT_THERE = ("not found", "could not find", "cannot find", "no such block", "notfound")

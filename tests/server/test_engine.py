@@ -29,6 +29,8 @@ def options(store, app: str = "engine_apps:app") -> dict:
         "node_config": {},
         "threads": None,
         "offline": True,
+        "keys": None,
+        "seal": "none",
     }
 
 

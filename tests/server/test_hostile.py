@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedipfs.errors import RunFailed
-from fedipfs.exchange import from_numpy, store_arrays
+from fedipfs.exchange import Vault, from_numpy, store_arrays
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.engine.pool import SerialPool
 from fedipfs.server.rounds import Federation
@@ -51,16 +51,20 @@ def federation(store, strategy: str, fault: str, evaluate: int = 0, dtype: str =
         "node_config": {},
         "threads": None,
         "offline": False,
+        "keys": None,
+        "seal": "none",
     }
     extra = {"client_learning_rate": 0.1} if strategy == "qfedavg" else {}
     model = {"b": np.arange(1, 4).astype(dtype), "a": np.arange(4, 7).astype(dtype)}
+    record = dag.put_record(store, {})
     return Federation(
-        store,
+        Vault(store),
         LocalGrid(SerialPool("fedipfs.clients.worker:serve", options), NODES),
         build({"name": strategy, **extra}, Cohort(NODES, NODES, evaluate, 1)),
         store_arrays(store, from_numpy(model)),
-        dag.put_record(store, {}),
-        dag.put_record(store, {}),
+        config=record,
+        run=record,
+        head=record,
         seed=1,
         min_successes=1,
     )

@@ -90,7 +90,7 @@ def test_what_a_round_record_says_can_be_recomputed(tmp_path):
 
 
 def test_pins_keep_what_the_head_reaches_and_no_more(tmp_path):
-    summary = play(tmp_path, *QUICK, "run_id=one")
+    summary = play(tmp_path, *QUICK, "run_id=one", "keep.everything=true")
     store = FolderStore(tmp_path / "store")
     assert list(store.pins().values()) == [("one",)]
     store.gc(grace_s=0)

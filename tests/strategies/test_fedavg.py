@@ -159,7 +159,7 @@ def test_a_damaged_or_missing_block_leaves_the_update_out(store):
         r.answer(1, {n: a * (5 if damage == "flip" else 6) for n, a in BIG.items()})
         messages = r.strategy.configure_train(1, r.arrays, ConfigRecord(), r.grid)
         replies = list(r.grid.send_and_receive(messages))
-        leaf = replies[1].content["arrays"].weights._leaves[2]
+        leaf = replies[1].content["arrays"].weights._leaves.cids[2]
         (path,) = store.path.glob(f"blocks/**/*{str(leaf)[1:]}*")
         if damage == "flip":
             raw = bytearray(path.read_bytes())

@@ -91,7 +91,7 @@ def test_a_strategy_restored_from_its_state_goes_on_as_if_never_stopped(store, n
 
     strategy = make(name)
     half = kept(play(grid(), strategy, from_numpy(initial()), 1, 2))
-    state = save_state(strategy, store)
+    state, _ = save_state(strategy, store)
     whole = play(grid(), strategy, half, 3, 4)
     restored = make(name)
     load_state(restored, store, state)
@@ -121,7 +121,7 @@ def test_nested_strategies_are_saved_too(store):
     one, other = wrapped(), wrapped()
     one.strategy.m_t = {"w": np.ones(3)}
     one.current_arrays = from_numpy({"w": np.zeros(3, "f4")})
-    load_state(other, store, save_state(one, store))
+    load_state(other, store, save_state(one, store)[0])
     np.testing.assert_array_equal(other.strategy.m_t["w"], np.ones(3))
 
 

@@ -79,10 +79,10 @@ def edge(message: Message, context: Context, call_next) -> Message:
     references = reply.content.get("fedipfs")
     fault = context.run_config["fault"]
     if fault in ("order_numbers", "order_swapped"):
-        from fedipfs.exchange import default_store
+        from fedipfs.exchange import default_vault
 
         names = [0, 1] if fault == "order_numbers" else ["b", "a"]
-        references["order:arrays"] = str(dag.put_record(default_store(), names))
+        references["order:arrays"] = str(default_vault("participant").put_record(names))
     elif fault == "cid_list":
         references["cid:arrays"] = ["a", "b"]
     elif fault == "raw_arrays":
