@@ -21,6 +21,7 @@ from fedipfs.exchange.arrays import StoredArrays, specs_of, store_arrays
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
+from fedipfs.exchange.mod import PREFETCH
 from fedipfs.exchange.signing import Stamp, signature_of, signed_bytes, stamp_of
 from fedipfs.exchange.vault import Vault
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
@@ -63,6 +64,7 @@ class CidGrid(Grid):
         self._read_updates = read_updates
         self._name_of = name_of
         self.stamp: Stamp | None = None
+        self._announced: list[str] = []
         self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> what it signed last, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
@@ -115,6 +117,28 @@ class CidGrid(Grid):
             replies.append(Message(Error(NODE_UNAVAILABLE, reason), reply_to=message))
         # One order for every strategy: floating-point sums must not depend on who was faster.
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def announce(self, arrays: ArrayRecord) -> None:
+        """Tell every node of the next model, so that its store has it when the round begins.
+
+        Nodes fetch it while the server evaluates or waits (see cid_mod); their answers are not
+        waited for, and dropped.
+        """
+        self._announced = self._unanswered()
+        told = [
+            self.create_message(RecordDict({"arrays": arrays}), PREFETCH, node, "")
+            for node in self.get_node_ids()
+        ]
+        slim, _ = self._slim(told)
+        self._announced += self._grid.push_messages(slim)
+
+    def _unanswered(self) -> list[str]:
+        """What was announced and has not been answered; the answers are taken off the grid."""
+        if not self._announced:
+            return []
+        answers = self._grid.pull_messages(self._announced)
+        answered = {reply.metadata.reply_to_message_id for reply in answers}
+        return [number for number in self._announced if number not in answered]
 
     def _matched(self, answers: Iterable[Message], sent: dict[str, _Sent]) -> list[Message]:
         """Answers to what was sent, opened; what they answer is taken out of `sent`."""

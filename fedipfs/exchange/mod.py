@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.signing import stamp_of
+
+PREFETCH = "query.prefetch"  # the type of a message that announces the next model
 
 
 def cid_mod(
@@ -17,7 +19,8 @@ def cid_mod(
     """Use as the first (outermost) mod: `ClientApp(mods=[cid_mod])` or on train and evaluate.
 
     The app sees array records as if they had been sent; they are fetched from the store that
-    $FEDIPFS_STORE names, verified, on access. The reply's arrays go into the store and only
+    $FEDIPFS_STORE names, verified, on access. A model that is only announced (CidGrid.announce) is
+    fetched, and the app is not asked. The reply's arrays go into the store and only
     their CIDs travel. With keys ($FEDIPFS_IDENTITY, see default.py) what came must be signed by a
     coordinator, and the reply is signed. Raises what `Exchange` raises; Flower turns that into an
     error reply.
@@ -25,7 +28,10 @@ def cid_mod(
     exchange = Exchange(default_vault("participant"))
     stamp = stamp_of(message.content)
     message.content = exchange.swap_in(message.content)
-    reply = call_next(message, context)
+    if message.metadata.message_type == PREFETCH:
+        reply = Message(RecordDict(), reply_to=message)
+    else:
+        reply = call_next(message, context)
     if reply.has_content():
         reply.content = exchange.swap_out(reply.content, stamp)
     return reply

@@ -76,7 +76,7 @@ def closing(
     Args:
         summary: the run's summary as in summary.json; missing entries are left out.
         folder: the run folder, `<runs_dir>/<run_id>`.
-        store: the path of the block store, where it is a folder.
+        store: the block store, as `fedipfs store --store` takes it.
         program: how the user calls `fedipfs`.
     """
     seconds, moved = numbers(summary.get("seconds")), numbers(summary.get("bytes"))
@@ -96,6 +96,10 @@ def closing(
         rows.append(("Flower", f"{size(moved['flower_per_client_round'])} per client and round"))
     if "store_put" in moved:
         rows.append(("store", f"{size(moved['store_put'])} in, {size(moved.get('store_get'))} out"))
+    if moved.get("sent") or moved.get("fetched"):
+        rows.append(
+            ("network", f"{size(moved.get('sent'))} sent, {size(moved.get('fetched'))} fetched")
+        )
     rows.append(("folder", f"{folder}/"))
     lines = [heading, *(f"  {line}" for line in align(row for row in rows if row[1]))]
     return "\n".join([*lines, "", "Look further:", *_commands(summary, folder, store, program)])
@@ -107,6 +111,8 @@ def _commands(
     commands = []
     if cid := summary.get("final_model_cid"):
         where = f" --store {shlex.quote(store)}" if store and Path(store) != DEFAULT_STORE else ""
+        if summary.get("seal") == "all":
+            where += f" --identity {shlex.quote(str(folder / 'keys' / 'coordinator.key'))}"
         commands.append(f"  {program} store cat{where} {cid} > model.safetensors")
     where = "" if folder.parent == RUNS else f" --runs-dir {shlex.quote(str(folder.parent))}"
     commands.append(f"  {program} runs show{where} {shlex.quote(folder.name)}")

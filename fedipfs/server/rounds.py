@@ -57,7 +57,8 @@ class Federation:
     """A strategy, a grid and a model that goes from round to round.
 
     `grid` is wrapped in a CidGrid here, so strategies see array records and Flower carries CIDs.
-    `evaluate` measures a model on the server's test set; None leaves that out. `on_phase` is told
+    `evaluate` measures a model on the server's test set; None leaves that out. With `prefetch`,
+    all nodes are told of the new model before it is evaluated. `on_phase` is told
     what a round is at.
     """
 
@@ -71,6 +72,7 @@ class Federation:
     seed: int
     min_successes: int
     evaluate: Evaluator | None = None
+    prefetch: bool = False
     on_phase: Callable[[str], None] = lambda text: None
     _edge: CidGrid = field(init=False)
 
@@ -101,6 +103,8 @@ class Federation:
         train = dict(metrics or {})
         train.pop("steps", None)
 
+        if self.prefetch:
+            self._edge.announce(self.model)
         self.on_phase("evaluating")
         federated, absent = self._evaluate_clients(number)
         server = self.evaluate(self.model) if evaluate and self.evaluate else None

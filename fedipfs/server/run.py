@@ -121,7 +121,7 @@ class _Session:
         if last >= config["rounds"]:
             if not self._concluded():  # stopped while the results were written
                 summary = self._write_results("finished", None)
-                self.progress.finish(summary, folder.path, config["store"].get("path"))
+                self.progress.finish(summary, folder.path, _store_option(config["store"]))
                 return summary
             raise RunError(
                 f"run {folder.run_id} has finished its {last} rounds; to train on, add "
@@ -151,7 +151,7 @@ class _Session:
                 pool.close()
             self._disk.shutdown()  # what is under way is completed
             summary = self._write_results(status, error)
-        self.progress.finish(summary, folder.path, config["store"].get("path"))
+        self.progress.finish(summary, folder.path, _store_option(config["store"]))
         return summary
 
     def _concluded(self) -> bool:
@@ -202,6 +202,7 @@ class _Session:
             self.head,
             config["seed"],
             bench.min_successes,
+            prefetch=bool(config["store"].get("prefetch")),
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:
@@ -278,6 +279,7 @@ class _Session:
             "dataset": self.bench.dataset.name,
             "strategy": config["strategy"]["name"],
             "engine": config["engine"]["name"],
+            "seal": config["seal"],
             "rounds_completed": len(lines),
             "final_model_cid": str(self.model.cid) if lines else None,
             "best_model_cid": str(self.keeper.best) if self.keeper.best else None,
@@ -329,6 +331,13 @@ def _pool(config: Mapping[str, Any], vault: Vault) -> Pool:
     if engine["name"] == "serial":
         return SerialPool(WORKER, options)
     return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
+
+
+def _store_option(store: Mapping[str, Any]) -> str | None:
+    """What `fedipfs store --store` takes to find a run's blocks; of a cache, the folder."""
+    if store.get("kind") == "kubo":
+        return f"kubo:{store['address']}"
+    return store.get("path")
 
 
 def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class CachedStore:
         self.sources: list[Source] = [*([home] if home is not None else []), *others]
         self._counters = front.counters
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
         self._at_home: set[CID] = set()
         self._unsure: set[CID] = set()  # put here, and present before: perhaps at home
 
@@ -74,7 +75,14 @@ class CachedStore:
 
     def put(self, block: Buffer, codec: int = RAW) -> CID:
         """Store a block of at most 2 MiB; it is on its way home when this returns."""
-        cid, new = self.front.place(block, codec)
+        try:
+            cid, new = self.front.place(block, codec)
+        except StoreFull:
+            if self.home is None:
+                raise
+            cid = self.home.put(block, codec)
+            self._counters.count_put(memoryview(block).nbytes)
+            return cid
         if self.home is None or cid in self._at_home:
             return cid
         if new:
@@ -94,15 +102,22 @@ class CachedStore:
         except BlockCorrupt as error:
             missing = error
             log.warning("%s; fetching it anew", error)
-        problems: list[StoreError] = []
+        block, source = self._seek(cid, missing)
+        self._counters.count_get(len(block))
+        try:
+            self._keep(cid, block, source)
+        except StoreFull as error:
+            log.info("%s; the block is used but not kept", error)
+        return block
+
+    def _seek(self, cid: CID, missing: StoreError) -> tuple[bytes, Source]:
+        """A block from the first source that gives it, and that source."""
+        problems: list[StoreError] = [missing] if isinstance(missing, BlockCorrupt) else []
         for source in self.sources:
             try:
-                block = source.get(cid)
+                return source.get(cid), source
             except StoreError as error:
                 problems.append(error)
-                continue
-            self._keep(cid, block, known=source is self.home)
-            return block
         _give_up(missing, problems)
 
     def has(self, cid: CID) -> bool:
@@ -116,33 +131,49 @@ class CachedStore:
         return self.home.size(cid)
 
     def fetch(self, root: CID) -> None:
-        """Bring the blocks of a file here that are not: all at once, or only those missing."""
+        """Bring the blocks of a file here that are not: all at once, or only those missing.
+
+        As many as the folder may hold.
+        """
         if root.codec == DAG_CBOR or not self.sources:
             return
-        if root.codec != RAW and not self.front.has(root) and self._stream(root):
-            return
-        missing = {cid for cid, _ in unixfs.leaf_links(root, self.get) if not self.front.has(cid)}
-        for _ in map_ahead(self.get, missing, _STREAMS):
-            pass
+        leaves = {cid for cid, _ in unixfs.leaf_links(root, self.get)}
+        missing = self._missing(leaves)
+        try:
+            if root.codec != RAW and len(missing) == len(leaves):
+                self._stream(root)
+                missing = self._missing(leaves)
+            for _ in map_ahead(self._bring, missing, _STREAMS):
+                pass
+        except StoreFull as error:
+            log.warning("%s; what is missing is fetched each time that it is read", error)
 
-    def _stream(self, root: CID) -> bool:
-        """A file of which nothing is here, as one stream from the first source that has it."""
+    def _missing(self, leaves: set[CID]) -> list[CID]:
+        return sorted(cid for cid in leaves if not self.front.has(cid))
+
+    def _bring(self, cid: CID) -> None:
+        self._keep(cid, *self._seek(cid, BlockNotFound(f"block {cid} is in no source")))
+
+    def _stream(self, root: CID) -> None:
+        """A file of which no leaf is here, as one stream from the first source that has it."""
         for source in self.sources:
+            came = False
             try:
                 for cid, block in source.leaves(root):
-                    self._keep(cid, block, known=source is self.home)
-                return True
+                    self._keep(cid, block, source)
+                    came = True
+                return
+            except StoreFull:
+                raise
             except StoreError as error:
-                log.info("%s", error)  # what came is kept; the rest is fetched block by block
-        return False
+                log.info("%s", error)
+                if came:
+                    return  # the rest is fetched block by block
 
-    def _keep(self, cid: CID, block: bytes, *, known: bool) -> None:
-        try:
-            self.front.keep(cid, block)
-        except StoreFull as error:
-            log.warning("%s; the block is used but not kept", error)
-        if known:
+    def _keep(self, cid: CID, block: bytes, source: Source) -> None:
+        if source is self.home:
             self._remember(cid)
+        self.front.keep(cid, block)
 
     def _remember(self, cid: CID) -> None:
         with self._lock:
@@ -154,16 +185,20 @@ class CachedStore:
         """Wait until home has all that was put; raises what went wrong with any of it."""
         if self.home is None:
             return
+        with self._publishing:  # who comes second waits for what the first has taken over
+            self._publish(self.home)
+
+    def _publish(self, home: KuboStore) -> None:
         with self._lock:
             unsure, self._unsure = self._unsure, set()
         try:
             asked = map_ahead(lambda cid: (cid, self._is_home(cid)), sorted(unsure), _STREAMS)
             for cid, there in asked:
                 if not there:
-                    self.home.put(self.front.get(cid), cid.codec)
+                    home.put(self.front.get(cid), cid.codec)
                 self._remember(cid)
-            self.home.publish()
-        except StoreError:
+            home.publish()
+        except BaseException:
             with self._lock:  # nothing is certain: the next call looks again
                 self._unsure |= unsure
                 self._at_home.clear()
@@ -192,9 +227,9 @@ class CachedStore:
         try:
             self.home.pin(root, name, recursive=recursive)
         except (BlockNotFound, StoreTimeout) as error:
-            log.warning("%s; sending again what is in %s", error, self.front.path)
-            for cid in dag.walk(self.front, root) if recursive else [root]:
-                if self.front.has(cid):
+            log.warning("%s; sending what it lacks from %s", error, self.front.path)
+            for cid in dag.walk(self, root) if recursive else [root]:
+                if self.front.has(cid) and not self.home.has(cid):
                     self.home.put(self.front.get(cid), cid.codec)
             self.home.pin(root, name, recursive=recursive)
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from ipfshttpclient.requests_wrapper import TooManyRedirects
+
 from fedipfs.errors import (
     BlockCorrupt,
     BlockNotFound,
@@ -50,8 +52,8 @@ class GatewayStore:
         if isinstance(urls, str) or not urls:
             raise ConfigError(f"store.urls={urls!r} should be a list of at least one gateway's URL")
         self.urls = [_checked_url(url) for url in urls]
-        if not isinstance(timeout_s, int | float) or not timeout_s > 0:
-            raise ConfigError(f"store.timeout_s={timeout_s} must be above 0 seconds")
+        if not isinstance(timeout_s, int | float) or not 0.1 <= timeout_s <= 1e9:
+            raise ConfigError(f"store.timeout_s={timeout_s!r} is not a number from 0.1 to 1e9")
         self.timeout_s = timeout_s
         self.counters = Counters()
         self._session: Any = None
@@ -79,18 +81,16 @@ class GatewayStore:
         _give_up(cid, problems)
 
     def leaves(self, root: CID) -> Iterator[tuple[CID, bytes]]:
-        """All blocks of a DAG, each checked, from one gateway's CAR; raises what `get` does.
+        """All blocks of a DAG, each once and checked, from one gateway's CAR.
 
-        Blocks that `root` does not lead to are an error.
+        Raises what `get` does, after the first block, too: blocks that `root` does not lead to,
+        that come twice or that are left out are errors.
         """
         problems: list[StoreError] = []
         for url in list(self.urls):
             stream = self._car(url, root)
             try:
                 first = next(stream)
-            except StopIteration:
-                problems.append(StoreBadAnswer(f"file {root}: {url} sent an empty CAR"))
-                continue
             except StoreError as error:
                 problems.append(error)
                 continue
@@ -145,19 +145,21 @@ class GatewayStore:
         return block
 
     def _car(self, url: str, root: CID) -> Iterator[tuple[CID, bytes]]:
-        expected, seen = {root}, set()
+        expected, seen = {root.to_v1()}, set()
         with self._answer(url, root, "car", _MAX_CAR) as (response, guard):
             _, blocks = car.read(_Stream(response.iter_content(None), guard))
-            for cid, block in blocks:
-                if cid in seen:
-                    continue
-                if cid not in expected:
-                    raise StoreBadAnswer(f"file {root}: {url} sent {cid}, which is no part of it")
+            for name, block in blocks:
+                cid = name.to_v1()
+                if cid in seen or cid not in expected:
+                    problem = "a second time" if cid in seen else "which is no part of it"
+                    raise StoreBadAnswer(f"it sent {cid}, {problem}")
                 seen.add(cid)
-                expected.update(links(cid, block))
+                expected.update(link.to_v1() for link in links(cid, block))
                 self.counters.count_fetched(len(block))
                 self.counters.count_get(len(block))
-                yield cid, block
+                yield name, block
+            if expected != seen:
+                raise StoreBadAnswer(f"it left out {len(expected - seen)} blocks")
 
     @contextmanager
     def _answer(self, url: str, cid: CID, form: str, limit: int) -> Iterator[tuple[Any, Guard]]:
@@ -185,6 +187,8 @@ class GatewayStore:
                 if guard.expired:
                     raise _late(what, self.timeout_s) from None
                 raise StoreBadAnswer(f"{what} sent a CAR that is none: {error}") from None
+            except TooManyRedirects:
+                raise StoreBadAnswer(f"{what} sends us elsewhere again and again") from None
             except FAILURES as error:
                 if guard.expired:
                     raise _late(what, self.timeout_s) from None
@@ -212,7 +216,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         if not self._rest:
             self._rest = memoryview(next(self._pieces, b""))
-            self._guard.progress()
+            self._guard.progress(len(self._rest))
         piece, self._rest = self._rest[:size], self._rest[size:]
         return bytes(piece)
 
@@ -232,7 +236,14 @@ def _give_up(cid: CID, problems: list[StoreError]) -> NoReturn:
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(str(url))
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise ConfigError(f"store.urls: {url!r:.200} is no URL of a gateway: use https://HOST")
+    if "@" in str(url):  # before anything shows it
+        raise ConfigError("store.urls: a gateway's URL holds no credentials: use https://HOST")
+    wrong = f"store.urls: {url!r:.200} is no URL of a gateway: use https://HOST"
+    try:
+        parts = urlsplit(str(url))
+        _ = parts.port
+    except ValueError:
+        raise ConfigError(wrong) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(wrong)
     return str(url).rstrip("/")

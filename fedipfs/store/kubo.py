@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _HAS_S = 0.2  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
 _SLACK = 64 << 10  # bytes of an answer beyond the block, for words of error
-_NAME = 100  # characters of a pin's name that the node is told; Kubo takes 255 bytes
+_NAME = 60  # characters of a pin's name that the node is told; Kubo takes 255 bytes
 
 
 class KuboStore:
@@ -200,7 +200,9 @@ class KuboStore:
         record, block = held.pin_record(root, name, recursive)
         self._send([(record, block)], [record], pin=False)
         what = f"pin of {root}"
-        answer = self.rpc.ask(what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME))
+        answer = self.rpc.ask(
+            what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME)
+        )
         if [_cid(text, what) for text in _field(answer, "Pins", list, what)] != [record]:
             raise StoreBadAnswer(f"{what}: {self.rpc.name} says that it pinned another CID")
 

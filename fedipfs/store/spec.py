@@ -29,25 +29,26 @@ def open_store(spec: Spec) -> Store:
     try:
         return _KINDS[kind](**options)
     except TypeError as error:
-        raise ConfigError(f"store options {options!r} are wrong: {error}") from None
+        given = ", ".join(map(str, options))
+        raise ConfigError(f"store={kind}: its options ({given}) are wrong: {error}") from None
 
 
 def is_shared(spec: Spec) -> bool:
     """Whether others than this machine's users can read what is put into the store of `spec`."""
     options = _options(spec)
-    return options["kind"] == "kubo" or bool(options["kind"] == "cached" and options.get("kubo"))
+    kind = options["kind"]
+    return kind == "kubo" or (kind == "cached" and options.get("kubo") is not None)
 
 
 def _options(spec: Spec) -> dict[str, Any]:
     """`spec` as a mapping with a known kind."""
     given = spec if isinstance(spec, Mapping) else _of_text(os.fspath(spec))
     options = {"kind": "folder", **given}
-    if options["kind"] not in _KINDS:
-        raise ConfigError(
-            f"store kind {options['kind']!r} is unknown: use {', '.join(sorted(_KINDS))}"
-        )
+    kind = options["kind"]
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"store kind {kind!r:.80} is unknown: use {', '.join(sorted(_KINDS))}")
     if options["kind"] in ("folder", "cached") and not options.get("path"):
-        raise ConfigError(f"store {dict(options)!r} names no path: set store.path")
+        raise ConfigError(f"store={kind} names no path: set store.path")
     return options
 
 
@@ -55,8 +56,8 @@ def _of_text(text: str) -> dict[str, Any]:
     if text.startswith("{"):
         try:
             return dict(json.loads(text))
-        except ValueError as error:
-            raise ConfigError(f"store {text!r:.200} is no JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"a store in braces is JSON, but this is none: {error}") from None
     kind, colon, rest = text.partition(":")
     if not colon or kind not in _KINDS:
         return {"path": text}
@@ -83,17 +84,20 @@ def _cached(
     *,
     path: str,
     max_bytes: int | None = None,
+    prefetch: bool = False,  # the server's to heed: nodes are told of the next model early
     kubo: Mapping[str, Any] | None = None,
     gateway: Mapping[str, Any] | None = None,
 ) -> Store:
     front = FolderStore(path, durable=False, max_bytes=max_bytes)
     home: Any = None if kubo is None else _kubo(**_without_kind(kubo))
-    urls = gateway and gateway.get("urls")
-    others: Any = [_gateway(**_without_kind(gateway))] if gateway and urls else []
+    away = {} if gateway is None else _without_kind(gateway)
+    others: Any = [_gateway(**away)] if away.get("urls") else []
     return CachedStore(front, home, others)
 
 
 def _without_kind(options: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"store.kubo and store.gateway are mappings or null, not {options!r:.80}")
     return {key: value for key, value in options.items() if key != "kind"}
 
 

@@ -86,6 +86,7 @@ class TrustList:
     def __init__(self, members: Iterable[Member] = ()) -> None:
         object.__setattr__(self, "members", tuple(members))
         owners: dict[bytes, PublicIdentity] = {}
+        ids: dict[bytes, PublicIdentity] = {}
         seen: set[tuple[PublicIdentity, Role]] = set()
         for member in self.members:
             who = member.identity
@@ -96,6 +97,12 @@ class TrustList:
                         f"{owner.organization} ({owner.fingerprint}) and {who.organization} "
                         f"({who.fingerprint}) share a key: keep one of them"
                     )
+            named = ids.setdefault(who.key_id, who)
+            if named != who:  # envelopes name keys by it
+                raise TrustListError(
+                    f"{named.organization} and {who.organization} have the same key id: one of "
+                    "them must make new keys"
+                )
             if (who, member.role) in seen:
                 raise TrustListError(f"{who.organization} is listed twice as {member.role}")
             seen.add((who, member.role))

@@ -149,7 +149,8 @@ class LocalGrid(Grid):
                 continue  # it came after the time-out of whoever asked
             reply = self._reply(message, outcome)
             self._done[outcome.job] = reply
-            self._on_reply(self.name_of(message.metadata.dst_node_id), not reply.has_error())
+            if not message.metadata.message_type.startswith("query"):
+                self._on_reply(self.name_of(message.metadata.dst_node_id), not reply.has_error())
 
     def _reply(self, message: Message, outcome: Outcome) -> Message:
         if outcome.reply is None:
