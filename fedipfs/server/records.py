@@ -48,9 +48,9 @@ class Update(NamedTuple):
 
 
 def run_record(
-    config: CID, model: CID, order: CID | None, dataset: str, party: Party | None = None
+    config: CID, model: CID, order: CID | None, dataset: str, vault: Vault
 ) -> dict[str, Any]:
-    """The record a run begins with."""
+    """The record a run begins with; `vault` says who coordinates it and what it seals."""
     record: dict[str, Any] = {
         "type": RUN,
         "config": config,
@@ -63,7 +63,8 @@ def run_record(
             **{name: version(name) for name in _PACKAGES},
         },
     }
-    if party is not None:
+    if (party := vault.party) is not None:
+        record["seal"] = vault.seal
         record["nonce"] = secrets.token_bytes(16)
         record["coordinator"] = party.identity.public.fingerprint
     return record

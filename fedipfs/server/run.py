@@ -103,14 +103,17 @@ class _Session:
             return
         self.recorded = self.vault.put_record(settings)
         first = records.run_record(
-            self.recorded, stored_cid(self.model), self.model.order, dataset, self.vault.party
+            self.recorded, stored_cid(self.model), self.model.order, dataset, self.vault
         )
+        if config["unsealed_because"] and config["seal"] == "none":
+            first["unsealed_because"] = config["unsealed_because"]
         self.head = self.first = records.put(self.vault, first, None)
 
     def _party(self) -> Party | None:
-        """The coordinator, where something is sealed or others read the store."""
+        """The coordinator, where it was given keys, something is sealed or others read the store."""
         config = self.config
-        if config["seal"] == "none" and not is_shared(config["store"]):
+        private = config["seal"] == "none" and not is_shared(config["store"])
+        if private and config["identity"] is None:
             return None
         names = [client_name(number) for number in range(config["clients"]["total"])]
         return parties.coordinator(self.folder.path, config["identity"], names)

@@ -134,18 +134,28 @@ class _Body:
         return getattr(self._raw, name)
 
     def stream(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:
+        try:
+            yield from self._stream()
+        except ValueError as error:  # so does http.client refuse a chunk of negative length
+            raise StoreBadAnswer(f"the answer is not HTTP ({error})") from None
+
+    def _stream(self) -> Iterator[bytes]:
         seen = 0
         # Never the whole at once, and never unpacked: a small answer may unpack to a huge one.
         for piece in self._raw.stream(PIECE, decode_content=False):
             seen += len(piece)
-            if self._guard.expired:  # what has arrived can be read for long after the shutdown
-                raise TimeoutError("the time is over")
+            self._check()  # what has arrived can be read for long after the shutdown
             if self._status != 200 and seen > WORDS:
                 self._raw.close()
                 return
             if seen > self._guard.limit:
                 raise StoreBadAnswer(f"the answer is larger than {self._guard.limit} bytes")
             yield piece
+        self._check()  # the shutdown looks like the end of headers and of a body without length
+
+    def _check(self) -> None:
+        if self._guard.expired:
+            raise TimeoutError("the time is over")
 
 
 class _Watched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ class KuboStore:
         self._pin, self._lease_s = pin, lease_s
         self._outbox = Outbox(self._import)
         self._process = 0  # whose node has been connected to its peers
+        self._leases: deque[tuple[int, CID]] = deque()  # made here; others' end by `gc`
         self._records: dict[CID, held.Pin | held.Lease | None] = {}  # what pinned CIDs are for
 
     def __repr__(self) -> str:
@@ -210,9 +212,12 @@ class KuboStore:
         """Take one name of a root away, or all; nothing happens where it has not that name."""
         if not self._pin:
             return
-        for record, pin in self._pinned():
-            if pin.root == root.to_v1() and name in (None, pin.name):
-                self._release(record)
+        if name is None:
+            records = [record for record, pin in self._pinned() if pin.root == root.to_v1()]
+        else:
+            records = [held.pin_record(root, name, recursive)[0] for recursive in (True, False)]
+        for record in records:
+            self._release(record)
 
     def pins(self) -> dict[CID, tuple[str, ...]]:
         """The pinned roots and their names, sorted; what others pinned there has the name ""."""
@@ -294,6 +299,9 @@ class KuboStore:
         times = held.Lease(now, now + int(self._lease_s))
         root, lease = held.lease_record([cid for cid, _ in blocks], times)
         self._send([*blocks, (root, lease)], [root], pin=True)
+        self._leases.append((times.until, root))
+        while self._leases and self._leases[0][0] <= now:
+            self._release(self._leases.popleft()[1])
 
     def _send(self, blocks: list[tuple[CID, bytes]], roots: list[CID], *, pin: bool) -> None:
         what = f"upload of {len(blocks)} blocks, {blocks[0][0]} first"

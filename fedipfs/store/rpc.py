@@ -215,7 +215,7 @@ class Rpc:
                 f"{where} sends us elsewhere, which no IPFS daemon does; set store.address to its "
                 "RPC address"
             )
-        if isinstance(problem, theirs.CommunicationError | FAILURES):
+        if isinstance(problem, (theirs.CommunicationError, *FAILURES)):
             return StoreUnreachable(
                 f"{where} does not answer ({_reason(problem)}); start it with `ipfs daemon`, or "
                 "set store.address to its RPC address"
