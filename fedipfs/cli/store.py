@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,15 +17,21 @@ from fedipfs.errors import StoreError
 
 if TYPE_CHECKING:
     from fedipfs.ipld import CID
-    from fedipfs.store import FolderStore
+    from fedipfs.store import FolderStore, Store
+    from fedipfs.store.spec import Spec
+
+DEFAULT = "runs/store"
+_RETRIES = 3  # after a lost connection, a second and a half in all: somebody waits
+_RECORD = 64 << 20  # bytes of a sealed record that is shown as JSON
 
 
 @click.group("store", cls=Commands)
 def commands() -> None:
     """Look into, fill and tend a block store.
 
-    The store is a folder: --store PATH, else $FEDIPFS_STORE, else runs/store. FILE may be - for
-    standard input.
+    The store is --store SPEC, else $FEDIPFS_STORE, else runs/store. SPEC is a folder's path, or
+    kubo:ADDRESS, gateway:URL,URL, cached:PATH (a folder before the node at the default address),
+    or a mapping as JSON with `kind` and that store's options. FILE may be - for standard input.
     """
 
 
@@ -45,16 +52,25 @@ class CidType(click.ParamType):
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The --store option; the command gets it as `path`."""
+    """The --store option; the command gets it as `spec`."""
     return click.option(
         "--store",
-        "path",
+        "spec",
         envvar="FEDIPFS_STORE",
-        default="runs/store",
+        default=DEFAULT,
         show_default=True,
-        type=click.Path(path_type=Path),
-        help="The store's folder.",
+        metavar="SPEC",
+        shell_complete=complete_store,
+        help="The store.",
     )(command)
+
+
+def complete_store(ctx: click.Context, param: click.Parameter, start: str) -> list[Any]:
+    """Kinds of stores, and folders."""
+    from click.shell_completion import CompletionItem
+
+    kinds = [kind for kind in ("kubo:", "gateway:", "cached:") if start and kind.startswith(start)]
+    return [*map(CompletionItem, kinds), CompletionItem(start, type="dir")]
 
 
 def cid_argument(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,11 +84,68 @@ weights_option = click.option(
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 
 
-def open_folder(path: Path, *, create: bool = False) -> FolderStore:
-    """The store; what is put becomes durable by `flush`, once a command."""
-    from fedipfs.store import FolderStore
+def open_blocks(spec: Spec, *, create: bool = False) -> Store:
+    """The store of `spec`; a folder is made with `create` only, and durable by `flush`."""
+    from fedipfs.store import open_store
+    from fedipfs.store.spec import _options
 
-    return FolderStore(str(path).removeprefix("folder:"), durable=False, create=create)
+    options = _options(spec)
+    if options["kind"] == "folder":
+        options = {**options, "durable": False, "create": create}
+    return open_store(_brisk(options))
+
+
+def _brisk(options: dict[str, Any]) -> dict[str, Any]:
+    """The same store, its daemon given up sooner when there is nobody at its address."""
+    if isinstance(home := options.get("kubo"), Mapping):
+        return {**options, "kubo": _brisk({**home, "kind": "kubo"})}
+    if options.get("kind") == "kubo":
+        return {"retries": _RETRIES, **options} | _at_most(options, "retries", _RETRIES)
+    return options
+
+
+def _at_most(options: Mapping[str, Any], key: str, limit: int) -> dict[str, Any]:
+    """A whole number of `options` that exceeds `limit`, lowered; wrong values stay as they are."""
+    value = options.get(key)
+    return {key: limit} if type(value) is int and value > limit else {}
+
+
+def _folder(blocks: Store) -> FolderStore | None:
+    """The folder that a store is, or has in front."""
+    from fedipfs.store import CachedStore, FolderStore
+
+    front = blocks.front if isinstance(blocks, CachedStore) else blocks
+    return front if isinstance(front, FolderStore) else None
+
+
+def _place(blocks: Store) -> dict[str, str]:
+    """Where a store is: its kind, and its folder's path, its node's address or its gateways."""
+    from fedipfs.store import CachedStore, FolderStore
+
+    if isinstance(blocks, FolderStore):
+        return {"kind": "folder", "path": str(blocks.path)}
+    if isinstance(blocks, CachedStore):
+        places = [_place(part) for part in (blocks.front, *blocks.sources)]  # type: ignore[arg-type]
+        return {key: value for place in places for key, value in place.items()} | {"kind": "cached"}
+    if urls := getattr(blocks, "urls", None):
+        return {"kind": "gateway", "gateways": ", ".join(urls)}
+    return {"kind": "kubo", "address": blocks.address.text}  # type: ignore[attr-defined]
+
+
+def _name(blocks: Store) -> str:
+    """Where a store is, for a message."""
+    place = _place(blocks)
+    if place["kind"] == "folder":
+        return place["path"]
+    return f"{place.pop('kind')} ({', '.join(place.values())})"
+
+
+def _counted(label: str, blocks: Store, key: str, total: int | None = None) -> Any:
+    """A progress bar over one of the store's counters, where there is a terminal for it."""
+    from fedipfs.observe import transfer
+
+    before = getattr(blocks.counters, key)
+    return transfer.shown(label, lambda: getattr(blocks.counters, key) - before, total)
 
 
 @contextmanager
@@ -88,17 +161,26 @@ def _source(name: str) -> Iterator[BinaryIO]:
 @files_argument
 @weights_option
 @store_option
-def add(files: tuple[str, ...], weights: bool, path: Path) -> None:
+def add(files: tuple[str, ...], weights: bool, spec: str) -> None:
     """Store each FILE, pin it, and print its CID."""
     from fedipfs.store import dag
 
-    blocks = open_folder(path, create=True)
+    blocks = open_blocks(spec, create=True)
     for name in files:
-        with _source(name) as stream:
+        with (
+            _source(name) as stream,
+            _counted(f"add {Path(name).name}", blocks, "put_bytes", _bytes_of(stream)),
+        ):
             cid = dag.add(blocks, _chunks(stream, weights))
+            blocks.publish()
         blocks.pin(cid, "stdin" if name == "-" else Path(name).name)
         blocks.flush()
         _print_cid(cid, name, files)
+
+
+def _bytes_of(stream: BinaryIO) -> int | None:
+    """A file's size; None for a pipe."""
+    return os.fstat(stream.fileno()).st_size if stream.seekable() else None
 
 
 @commands.command()
@@ -136,37 +218,100 @@ def _print_cid(cid: CID, name: str, files: tuple[str, ...]) -> None:
 
 @commands.command()
 @cid_argument
+@click.option(
+    "--identity",
+    envvar="FEDIPFS_IDENTITY",
+    type=click.Path(path_type=Path),
+    help="The key file that opens what is sealed.",
+)
+@click.option("--raw", is_flag=True, help="Write the bytes as they are stored, sealed or not.")
 @store_option
-def cat(cid: CID, path: Path) -> None:
+def cat(cid: CID, identity: Path | None, raw: bool, spec: str) -> None:
     """Write the file behind a CID to standard output, every byte checked.
 
-    A record is written as JSON, its links as {"/": "CID"}.
+    A record is written as JSON, its links as {"/": "CID"}. What is sealed is opened with the key
+    file of --identity or $FEDIPFS_IDENTITY; runs/RUN/keys/coordinator.key opens what a run sealed.
     """
-    from fedipfs.ipld import DAG_CBOR, dagjson
+    from fedipfs.ipld import DAG_CBOR, dagjson, unixfs
     from fedipfs.store import dag
 
-    blocks = open_folder(path)
+    blocks = open_blocks(spec)
     if cid.codec == DAG_CBOR:
-        print_json(dagjson.view(dag.get_record(blocks, cid)))
+        if raw:
+            sys.stdout.buffer.write(blocks.get(cid))
+        else:
+            print_json(dagjson.view(dag.get_record(blocks, cid)))
         return
-    for piece in dag.cat(blocks, cid):
-        sys.stdout.buffer.write(piece)
-    sys.stdout.buffer.flush()
+    total = unixfs.size(cid, blocks.get)
+    with _counted("fetch", blocks, "fetched_bytes", total):
+        blocks.fetch(cid)
+    pieces = dag.cat(blocks, cid)
+    if not raw:
+        pieces, record = _opened(cid, pieces, identity)
+        if record is not None:
+            print_json(dagjson.view(record))
+            return
+    # On a terminal the bar and the content would be drawn over each other.
+    with _counted("read", blocks, "get_bytes", 0 if sys.stdout.isatty() else total):
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def _opened(
+    cid: CID, pieces: Iterator[bytes], identity: Path | None
+) -> tuple[Iterator[bytes], Any]:
+    """A file's content, opened if it is sealed; of a sealed record, its value, too."""
+    from fedipfs.errors import EnvelopeError
+    from fedipfs.trust import is_sealed, open_stream
+
+    first = next(pieces, b"")
+    pieces = itertools.chain((first,), pieces)
+    if not is_sealed(first):
+        return pieces, None
+    if identity is None:
+        raise EnvelopeError(
+            f"{cid} is sealed: name the key file of one who may read it (--identity "
+            "runs/RUN/keys/coordinator.key opens what a run sealed), or take the sealed bytes "
+            "with --raw"
+        )
+    from fedipfs.cli.keys import load_identity
+
+    return _record_in(open_stream(pieces, load_identity(identity)))
+
+
+def _record_in(content: Iterator[bytes]) -> tuple[Iterator[bytes], Any]:
+    """The same content, and the record that it is, if it is one: a whole DAG-CBOR map."""
+    from fedipfs.errors import DagCborError
+    from fedipfs.ipld import dagcbor
+
+    held = bytearray()
+    for piece in content:
+        held += piece
+        if (held[:1] and held[0] >> 5 != 5) or len(held) > _RECORD:  # 5 begins a map (RFC 8949)
+            return itertools.chain((bytes(held),), content), None
+    try:
+        return iter((bytes(held),)), dagcbor.decode(bytes(held))
+    except DagCborError:
+        return iter((bytes(held),)), None
 
 
 @commands.command()
 @store_option
 @json_option
-def stat(path: Path, as_json: bool) -> None:
-    """Count blocks, bytes and pins."""
+def stat(spec: str, as_json: bool) -> None:
+    """Count blocks, bytes and pins: a folder's, or a node's as it counts them."""
     from fedipfs.observe.summary import align, size
 
-    found = open_folder(path).stat()
+    blocks = open_blocks(spec)
+    if not hasattr(blocks, "stat"):
+        raise StoreError(f"{_name(blocks)}: a gateway does not say what it holds; ask its node")
+    found = blocks.stat()
     values = {"blocks": found.blocks, "bytes": found.bytes, "pins": found.pins}
     if as_json:
-        print_json({"path": str(path), **values})
+        print_json({**_place(blocks), **values})
         return
-    rows = [("store", str(path)), ("blocks", str(found.blocks))]
+    rows = [("store", _name(blocks)), ("blocks", str(found.blocks))]
     rows += [("bytes", f"{found.bytes} ({size(found.bytes)})"), ("pins", str(found.pins))]
     click.echo("\n".join(align(rows)))
 

@@ -58,11 +58,13 @@ class StoredArrays(ArrayRecord):
         weights: Weights,
         names: Sequence[str] | None = None,
         order: CID | None = None,
+        sender: PublicIdentity | None = None,
     ) -> None:
         super().__init__()
         for name in weights.names if names is None else names:
             super().__setitem__(name, LazyArray(weights.specs[name], partial(weights.tensor, name)))
         self.__dict__.update(cid=weights.cid, order=order, weights=weights, vault=vault)
+        self.__dict__["sender"] = sender
 
     @classmethod
     def open(
@@ -79,7 +81,7 @@ class StoredArrays(ArrayRecord):
         vault = vault_of(where)
         weights: Weights = _opened(vault, cid, sender)
         if order is None:
-            return cls(vault, weights)
+            return cls(vault, weights, sender=sender)
         names = vault.get_record(order)
         if (
             not isinstance(names, list)
@@ -87,7 +89,7 @@ class StoredArrays(ArrayRecord):
             or sorted(names) != sorted(weights.names)
         ):
             raise WeightsError(f"the order {order} does not name the tensors of {cid}")
-        return cls(vault, weights, names, order)
+        return cls(vault, weights, names, order, sender)
 
     @property
     def cid(self) -> CID | None:
@@ -112,6 +114,16 @@ class StoredArrays(ArrayRecord):
         """The stored file; read through it to stream in pieces."""
         weights: Weights = self.__dict__["weights"]
         return weights
+
+    def is_as_in(self, vault: Vault) -> bool:
+        """Whether it can be handed on from `vault` by its CID.
+
+        What the other side made is sealed for this one only, or not at all where it must be.
+        """
+        if self.cid is None:
+            return False
+        sealed = {self.vault.seal, vault.seal} != {"none"}
+        return not sealed or (self.vault is vault and self.__dict__["sender"] is None)
 
     def __setitem__(self, key: str, value: Array) -> None:
         self.__dict__["cid"] = None
@@ -141,7 +153,7 @@ def store_arrays(
     where: Store | Vault, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
 ) -> StoredArrays:
     """`put_arrays`, and the record that is then in the store."""
-    if isinstance(record, StoredArrays) and record.cid is not None:
+    if isinstance(record, StoredArrays) and record.is_as_in(vault_of(where)):
         return record
     return StoredArrays.open(where, *put_arrays(where, record, model))
 
@@ -156,9 +168,9 @@ def put_arrays(
     With `model`, whose names and shapes the record must share, arrays take the model's dtypes:
     several of Flower's strategies answer in float64 whatever they were given.
     """
-    if isinstance(record, StoredArrays) and record.cid is not None:
-        return record.cid, record.order
     vault = vault_of(where)
+    if isinstance(record, StoredArrays) and record.is_as_in(vault):
+        return stored_cid(record), record.order
     specs = specs_of(record)
     if model is not None:
         if {n: s.shape for n, s in specs.items()} != {n: s.shape for n, s in model.items()}:

@@ -24,7 +24,7 @@ from fedipfs.trust import PublicIdentity
 MAX_VALUE = 1024  # bytes: what is larger belongs in the store
 MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
 
-_STAMPED = ("run", "round", "signature", "by")
+_STAMPED = (*Stamp._fields, "signature", "by")
 
 Opener = Callable[[str, CID, CID | None, PublicIdentity | None], StoredArrays]
 
@@ -76,7 +76,7 @@ class Exchange:
         Headers are read here, and what pays to be fetched at once is. `open_arrays(key, cid,
         order, sender)` makes a record of a reference; by default StoredArrays.open. A vault with
         a party checks the signature first: that it is the other side's, made by the organization
-        `name` for the run and round of `expected`, if they are given.
+        `name` for what `expected` says, if they are given.
 
         Raises EdgeError for content that carries arrays or large values itself, SignatureRefused,
         CidError, EnvelopeError, StoreError or WeightsError for bad references.

@@ -66,7 +66,7 @@ def open_update(
         raise BadUpdate(f"{type(error).__name__}: {error}") from error
     except (StoreError, FormatError) as error:
         raise BadUpdate(str(error)) from error
-    update = StoredArrays(vault, weights, list(model), model.order)
+    update = StoredArrays(vault, weights, list(model), model.order, sender)
     check_update(update, model.weights.specs, read=read)
     return update
 

@@ -1,8 +1,9 @@
 """Signatures on what crosses Flower: one a message, over all that it holds.
 
 What is signed is a Statement about the CID that the message's content has as DAG-CBOR: the CIDs of
-its arrays, its metrics, its configuration. The signature, the signer's name, the run and the round
-travel in the same record as the CIDs, as `signature`, `by`, `run` and `round`.
+its arrays, its metrics, its configuration, and what it asks of which node. The signature and the
+signer's name travel in the same record as the CIDs, as `signature` and `by`, beside `run`, `round`
+and `to`. An answer repeats these three: it cannot be handed in for another node, or twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedipfs.errors import EdgeError, FormatError, SignatureMissing, SignatureWrong
 from fedipfs.exchange.vault import Vault
@@ -23,19 +24,29 @@ SENT, ANSWERED = "model", "update"  # the roles of a coordinator's and a partici
 
 
 class Stamp(NamedTuple):
-    """The run that a message belongs to, as both sides name it, and its round, from 1."""
+    """The run that a message belongs to, as both sides name it, and its round, from 1.
+
+    `to` says what is asked of which node (see `address`).
+    """
 
     run: str
     round: int
+    to: str = ""
+
+
+def address(message: Message) -> str:
+    """The type and the node of a message to a client."""
+    return f"{message.metadata.message_type} {message.metadata.dst_node_id}"
 
 
 def stamp_of(content: RecordDict) -> Stamp | None:
-    """The run and round that a message says it belongs to."""
+    """What a message says of where it belongs."""
     record = content.get(KEY)
-    run = record.get("run") if isinstance(record, ConfigRecord) else None
-    number = record.get("round") if isinstance(record, ConfigRecord) else None
-    if isinstance(run, str) and type(number) is int and number >= 0:
-        return Stamp(run, number)
+    if not isinstance(record, ConfigRecord):
+        return None
+    run, number, to = (record.get(field) for field in Stamp._fields)
+    if isinstance(run, str) and type(number) is int and number >= 0 and isinstance(to, str):
+        return Stamp(run, number, to)
     return None
 
 
@@ -45,9 +56,10 @@ def sign(vault: Vault, content: RecordDict, stamp: Stamp) -> None:
     assert party is not None
     record = content.setdefault(KEY, ConfigRecord())
     assert isinstance(record, ConfigRecord)
-    record["run"], record["round"] = stamp
+    record.update(stamp._asdict())
     role = SENT if party.role == "coordinator" else ANSWERED
-    record["signature"] = party.sign(Statement(digest(content), *stamp, role))
+    statement = Statement(digest(content), stamp.run, stamp.round, role)
+    record["signature"] = party.sign(statement)
     record["by"] = party.name
 
 
@@ -56,7 +68,7 @@ def check(
 ) -> Member:
     """The member of the other side that signed a message's content.
 
-    `expected` is the run and round it must be for, `name` the organization it must be from.
+    `expected` is what it must be for, `name` the organization it must be from.
     Raises the SignatureRefused that fits.
     """
     party = vault.party
@@ -72,10 +84,10 @@ def check(
     if name is not None and by != name:
         raise SignatureWrong(f"the message is signed by {by!r:.80} instead of {name}")
     if expected is not None and stamp != expected:
-        raise SignatureWrong(f"the message of {by!r:.80} was made for another run or round")
+        raise SignatureWrong(f"the message of {by!r:.80} was made for another run, round or node")
     role = ANSWERED if party.role == "coordinator" else SENT
     try:
-        statement = Statement(digest(content), *stamp, role)
+        statement = Statement(digest(content), stamp.run, stamp.round, role)
     except FormatError as error:
         raise SignatureWrong(f"the message cannot have been signed: {error}") from None
     return party.verify(by, statement, signature)

@@ -32,7 +32,6 @@ def shown(
         yield
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -52,12 +51,12 @@ def shown(
             yield from super().get_renderables()
 
     columns = (
-        TextColumn(escape(label)),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
     )
     with Polled(*columns, console=Console(file=stream), transient=True) as bar:
-        bar.add_task("", total=total, visible=False)
+        bar.add_task(label, total=total, visible=False)
         yield

@@ -43,6 +43,7 @@ class Bench:
         strategy = build(config["strategy"], cohort)
         min_successes = required_successes(config["strategy"], cohort)
         store = open_store(config["store"])
+        store.ready()
         # The configuration is the coordinator's own here, so what it names may be loaded.
         task = tasks.load(
             target, config["task"]["options"], allowed=(*tasks.ALLOWED, target.rpartition(":")[0])

@@ -110,7 +110,7 @@ class _Session:
         self.head = self.first = records.put(self.vault, first, None)
 
     def _party(self) -> Party | None:
-        """The coordinator, where it was given keys, something is sealed or others read the store."""
+        """The coordinator, where it has keys, something is sealed or others read the store."""
         config = self.config
         private = config["seal"] == "none" and not is_shared(config["store"])
         if private and config["identity"] is None:

@@ -74,6 +74,10 @@ class Store(Protocol):
         """How many blocks it pays to get at once."""
         ...
 
+    def ready(self) -> None:
+        """Raise what keeps the store from being written, at once: nothing is tried again."""
+        ...
+
     def put(self, block: Buffer, codec: int = RAW) -> CID:
         """Store a block of at most 2 MiB; returns its CIDv1. Raises StoreFull."""
         ...

@@ -208,6 +208,11 @@ class CachedStore:
         assert self.home is not None
         return cid in self._at_home or self.home.has(cid)
 
+    def ready(self) -> None:
+        """Raise what keeps home from being written."""
+        if self.home is not None:
+            self.home.ready()
+
     def flush(self) -> None:
         """Make everything put so far survive a power loss: at home, where there is one."""
         if self.home is None:

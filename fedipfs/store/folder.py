@@ -151,6 +151,9 @@ class FolderStore:
             with os_errors(str(self.path)):
                 sync_filesystem(str(self.path))
 
+    def ready(self) -> None:
+        """Nothing: opening the folder has shown that it can be used."""
+
     def publish(self) -> None:
         """Nothing: who reads this folder sees what is put at once."""
 

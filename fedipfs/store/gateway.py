@@ -128,6 +128,10 @@ class GatewayStore:
         """None."""
         return {}
 
+    def ready(self) -> NoReturn:
+        """Raises StoreUnusable: gateways only give."""
+        raise StoreUnusable(_READ_ONLY)
+
     def flush(self) -> None:
         """Nothing."""
 

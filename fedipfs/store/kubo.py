@@ -86,6 +86,10 @@ class KuboStore:
     def __repr__(self) -> str:
         return f"KuboStore({self.address.text!r})"
 
+    def ready(self) -> None:
+        """Raise why the node does not answer, at once."""
+        self.rpc.ask("version", "/version", retries=0)
+
     def put(self, block: Buffer, codec: int = RAW) -> CID:
         """Store a block of at most 2 MiB; it is on its way when this returns (see `publish`)."""
         data = bytes(block)

@@ -102,7 +102,10 @@ class Outbox:
         while self._under_way:
             with contextlib.suppress(Exception):
                 self._land()
-        raise problem
+        try:
+            raise problem
+        finally:
+            del problem, batch, future  # a cycle with this frame would keep the blocks
 
 
 def _cost(batch: Batch) -> int:

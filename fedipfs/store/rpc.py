@@ -112,6 +112,7 @@ class Rpc:
         *,
         limit: int = MAX_JSON,
         timeout_s: float | None = None,
+        retries: int | None = None,
     ) -> Result:
         """`request(options)` within the time and the size; `what` names it in errors.
 
@@ -119,8 +120,9 @@ class Rpc:
         which the daemon gives up.
         """
         timeout_s = timeout_s or self.timeout_s
+        retries = self._retries if retries is None else retries
         end = time.monotonic() + timeout_s
-        for attempt in range(self._retries + 1):
+        for attempt in range(retries + 1):
             left = max(end - time.monotonic(), 0.001)
             options = {"cid-base": "base32", "timeout": f"{max(left - _LATE_S, left / 2):.3f}s"}
             with Guard(left, limit) as guard:
@@ -129,11 +131,13 @@ class Rpc:
                         return request(options)
                 except Exception as problem:
                     error = self._translated(problem, what, timeout_s, guard.expired)
-            if not isinstance(error, StoreUnreachable) or attempt == self._retries:
-                raise error
             pause = 0.2 * 2**attempt * random.uniform(0.8, 1.2)
-            if time.monotonic() + pause >= end:
-                raise error
+            again = isinstance(error, StoreUnreachable) and time.monotonic() + pause < end
+            if not again or attempt == retries:
+                try:
+                    raise error
+                finally:
+                    del error  # a cycle with this frame would keep what was being uploaded
             time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -152,6 +156,7 @@ class Rpc:
         upload: Upload | None = None,
         limit: int = MAX_JSON,
         timeout_s: float | None = None,
+        retries: int | None = None,
         **options: str,
     ) -> list[Any]:
         """The JSON objects that a call answers, for what ipfshttpclient lacks or reads amiss."""
@@ -162,7 +167,7 @@ class Rpc:
             # Not its own JSON decoder, whose time grows with the cube of the answer's lines.
             return _objects(http.request(path, arguments, opts={**common, **options}, **body))
 
-        return self.call(what, request, limit=limit, timeout_s=timeout_s)
+        return self.call(what, request, limit=limit, timeout_s=timeout_s, retries=retries)
 
     def stream(
         self, what: str, path: str, argument: str, limit: int, **options: str
