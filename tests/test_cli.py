@@ -410,10 +410,11 @@ def test_runs_are_listed(folder: Path, capsys: Output) -> None:
 def test_a_run_is_shown_with_its_chain_of_records(folder: Path, capsys: Output) -> None:
     chain = make_run(folder)
     text = out(capsys, "runs", "show", "2026")
-    assert [line.split() for line in text.splitlines()[-3:]] == [
+    assert [line.split() for line in text.splitlines()[-4:]] == [
         ["round", "2", chain[0]],
         ["round", "1", chain[1]],
         ["start", chain[2]],
+        ["not", "signed"],
     ]
     assert "round 2: client-1 failed: ValueError: no" in text
     assert "accuracy 0.9000" in text

@@ -1,4 +1,4 @@
-"""The `fedipfs` command: look into block stores and past runs, keep keys, start a run.
+"""The `fedipfs` command: look into stores and past runs, examine them, keep keys, start a run.
 
 Nothing heavy is imported before a command needs it, so that `--help` and completion are quick.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from fedipfs.cli import keys, runs, store
+from fedipfs.cli import doctor, keys, runs, store
 from fedipfs.cli.base import Commands
 from fedipfs.errors import FedIPFSError
 
@@ -75,6 +75,7 @@ def completion(shell: str) -> None:
     click.echo(script(app, {}, "fedipfs", "_FEDIPFS_COMPLETE").source())
 
 
+app.add_command(doctor.doctor)
 app.add_command(keys.commands)
 app.add_command(runs.commands)
 app.add_command(store.commands)

@@ -14,7 +14,7 @@ import click
 from fedipfs.cli.base import Commands, json_option, print_json
 
 if TYPE_CHECKING:
-    from fedipfs.trust import Member, PublicIdentity
+    from fedipfs.trust import Identity, Member, PublicIdentity
 
 PASSPHRASE = "FEDIPFS_PASSPHRASE"
 
@@ -225,14 +225,21 @@ def swarm(out: Path | None) -> None:
 def _public(path: Path) -> PublicIdentity:
     """The public part of a key file or a public file."""
     from fedipfs.errors import KeyFileError
-    from fedipfs.trust import Identity, PublicIdentity, files
+    from fedipfs.trust import PublicIdentity, files
     from fedipfs.trust.identity import MAX_FILE, PUBLIC_FORMAT
 
     if PUBLIC_FORMAT in files.read(path, KeyFileError, limit=MAX_FILE):
         return PublicIdentity.load(path)
+    return load_identity(path).public
+
+
+def load_identity(path: Path) -> Identity:
+    """The keys in a file, its passphrase from $FEDIPFS_PASSPHRASE or asked for."""
+    from fedipfs.trust import Identity
+
     if not Identity.is_encrypted(path):
-        return Identity.load(path).public
-    return Identity.load(path, _passphrase(f"Passphrase of {path}", confirm=False)).public
+        return Identity.load(path)
+    return Identity.load(path, _passphrase(f"Passphrase of {path}", confirm=False))
 
 
 def _passphrase(prompt: str, confirm: bool) -> bytes:

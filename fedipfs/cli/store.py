@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,16 +12,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from fedipfs.cli.base import Commands, json_option, print_json
+from fedipfs.cli.blocks import (
+    DEFAULT,
+    complete_store,
+    counted,
+    folder_of,
+    name_of,
+    open_blocks,
+    place,
+)
 from fedipfs.errors import StoreError
 
 if TYPE_CHECKING:
     from fedipfs.ipld import CID
-    from fedipfs.store import FolderStore, Store
-    from fedipfs.store.spec import Spec
-
-DEFAULT = "runs/store"
-_RETRIES = 3  # after a lost connection, a second and a half in all: somebody waits
-_RECORD = 64 << 20  # bytes of a sealed record that is shown as JSON
+    from fedipfs.store import Store
 
 
 @click.group("store", cls=Commands)
@@ -65,14 +68,6 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def complete_store(ctx: click.Context, param: click.Parameter, start: str) -> list[Any]:
-    """Kinds of stores, and folders."""
-    from click.shell_completion import CompletionItem
-
-    kinds = [kind for kind in ("kubo:", "gateway:", "cached:") if start and kind.startswith(start)]
-    return [*map(CompletionItem, kinds), CompletionItem(start, type="dir")]
-
-
 def cid_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """One CID."""
     return click.argument("cid", type=CidType())(command)
@@ -82,70 +77,6 @@ weights_option = click.option(
     "--weights", is_flag=True, help="Cut a safetensors FILE at its tensors, as runs do."
 )
 files_argument = click.argument("files", nargs=-1, required=True, metavar="FILE...")
-
-
-def open_blocks(spec: Spec, *, create: bool = False) -> Store:
-    """The store of `spec`; a folder is made with `create` only, and durable by `flush`."""
-    from fedipfs.store import open_store
-    from fedipfs.store.spec import _options
-
-    options = _options(spec)
-    if options["kind"] == "folder":
-        options = {**options, "durable": False, "create": create}
-    return open_store(_brisk(options))
-
-
-def _brisk(options: dict[str, Any]) -> dict[str, Any]:
-    """The same store, its daemon given up sooner when there is nobody at its address."""
-    if isinstance(home := options.get("kubo"), Mapping):
-        return {**options, "kubo": _brisk({**home, "kind": "kubo"})}
-    if options.get("kind") == "kubo":
-        return {"retries": _RETRIES, **options} | _at_most(options, "retries", _RETRIES)
-    return options
-
-
-def _at_most(options: Mapping[str, Any], key: str, limit: int) -> dict[str, Any]:
-    """A whole number of `options` that exceeds `limit`, lowered; wrong values stay as they are."""
-    value = options.get(key)
-    return {key: limit} if type(value) is int and value > limit else {}
-
-
-def _folder(blocks: Store) -> FolderStore | None:
-    """The folder that a store is, or has in front."""
-    from fedipfs.store import CachedStore, FolderStore
-
-    front = blocks.front if isinstance(blocks, CachedStore) else blocks
-    return front if isinstance(front, FolderStore) else None
-
-
-def _place(blocks: Store) -> dict[str, str]:
-    """Where a store is: its kind, and its folder's path, its node's address or its gateways."""
-    from fedipfs.store import CachedStore, FolderStore
-
-    if isinstance(blocks, FolderStore):
-        return {"kind": "folder", "path": str(blocks.path)}
-    if isinstance(blocks, CachedStore):
-        places = [_place(part) for part in (blocks.front, *blocks.sources)]  # type: ignore[arg-type]
-        return {key: value for place in places for key, value in place.items()} | {"kind": "cached"}
-    if urls := getattr(blocks, "urls", None):
-        return {"kind": "gateway", "gateways": ", ".join(urls)}
-    return {"kind": "kubo", "address": blocks.address.text}  # type: ignore[attr-defined]
-
-
-def _name(blocks: Store) -> str:
-    """Where a store is, for a message."""
-    place = _place(blocks)
-    if place["kind"] == "folder":
-        return place["path"]
-    return f"{place.pop('kind')} ({', '.join(place.values())})"
-
-
-def _counted(label: str, blocks: Store, key: str, total: int | None = None) -> Any:
-    """A progress bar over one of the store's counters, where there is a terminal for it."""
-    from fedipfs.observe import transfer
-
-    before = getattr(blocks.counters, key)
-    return transfer.shown(label, lambda: getattr(blocks.counters, key) - before, total)
 
 
 @contextmanager
@@ -169,7 +100,7 @@ def add(files: tuple[str, ...], weights: bool, spec: str) -> None:
     for name in files:
         with (
             _source(name) as stream,
-            _counted(f"add {Path(name).name}", blocks, "put_bytes", _bytes_of(stream)),
+            counted(f"add {Path(name).name}", blocks, "put_bytes", _bytes_of(stream)),
         ):
             cid = dag.add(blocks, _chunks(stream, weights))
             blocks.publish()
@@ -232,6 +163,7 @@ def cat(cid: CID, identity: Path | None, raw: bool, spec: str) -> None:
     A record is written as JSON, its links as {"/": "CID"}. What is sealed is opened with the key
     file of --identity or $FEDIPFS_IDENTITY; runs/RUN/keys/coordinator.key opens what a run sealed.
     """
+    from fedipfs.cli.sealed import opened
     from fedipfs.ipld import DAG_CBOR, dagjson, unixfs
     from fedipfs.store import dag
 
@@ -243,57 +175,19 @@ def cat(cid: CID, identity: Path | None, raw: bool, spec: str) -> None:
             print_json(dagjson.view(dag.get_record(blocks, cid)))
         return
     total = unixfs.size(cid, blocks.get)
-    with _counted("fetch", blocks, "fetched_bytes", total):
+    with counted("fetch", blocks, "fetched_bytes", total):
         blocks.fetch(cid)
     pieces = dag.cat(blocks, cid)
     if not raw:
-        pieces, record = _opened(cid, pieces, identity)
+        pieces, record = opened(cid, pieces, identity)
         if record is not None:
             print_json(dagjson.view(record))
             return
     # On a terminal the bar and the content would be drawn over each other.
-    with _counted("read", blocks, "get_bytes", 0 if sys.stdout.isatty() else total):
+    with counted("read", blocks, "get_bytes", 0 if sys.stdout.isatty() else total):
         for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
-
-
-def _opened(
-    cid: CID, pieces: Iterator[bytes], identity: Path | None
-) -> tuple[Iterator[bytes], Any]:
-    """A file's content, opened if it is sealed; of a sealed record, its value, too."""
-    from fedipfs.errors import EnvelopeError
-    from fedipfs.trust import is_sealed, open_stream
-
-    first = next(pieces, b"")
-    pieces = itertools.chain((first,), pieces)
-    if not is_sealed(first):
-        return pieces, None
-    if identity is None:
-        raise EnvelopeError(
-            f"{cid} is sealed: name the key file of one who may read it (--identity "
-            "runs/RUN/keys/coordinator.key opens what a run sealed), or take the sealed bytes "
-            "with --raw"
-        )
-    from fedipfs.cli.keys import load_identity
-
-    return _record_in(open_stream(pieces, load_identity(identity)))
-
-
-def _record_in(content: Iterator[bytes]) -> tuple[Iterator[bytes], Any]:
-    """The same content, and the record that it is, if it is one: a whole DAG-CBOR map."""
-    from fedipfs.errors import DagCborError
-    from fedipfs.ipld import dagcbor
-
-    held = bytearray()
-    for piece in content:
-        held += piece
-        if (held[:1] and held[0] >> 5 != 5) or len(held) > _RECORD:  # 5 begins a map (RFC 8949)
-            return itertools.chain((bytes(held),), content), None
-    try:
-        return iter((bytes(held),)), dagcbor.decode(bytes(held))
-    except DagCborError:
-        return iter((bytes(held),)), None
 
 
 @commands.command()
@@ -305,13 +199,13 @@ def stat(spec: str, as_json: bool) -> None:
 
     blocks = open_blocks(spec)
     if not hasattr(blocks, "stat"):
-        raise StoreError(f"{_name(blocks)}: a gateway does not say what it holds; ask its node")
+        raise StoreError(f"{name_of(blocks)}: a gateway does not say what it holds; ask its node")
     found = blocks.stat()
     values = {"blocks": found.blocks, "bytes": found.bytes, "pins": found.pins}
     if as_json:
-        print_json({**_place(blocks), **values})
+        print_json({**place(blocks), **values})
         return
-    rows = [("store", _name(blocks)), ("blocks", str(found.blocks))]
+    rows = [("store", name_of(blocks)), ("blocks", str(found.blocks))]
     rows += [("bytes", f"{found.bytes} ({size(found.bytes)})"), ("pins", str(found.pins))]
     click.echo("\n".join(align(rows)))
 
@@ -321,13 +215,13 @@ def stat(spec: str, as_json: bool) -> None:
 @click.option("--pins", is_flag=True, help="List the pinned roots, a line a name.")
 @store_option
 @json_option
-def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
-    """List the store's blocks with their sizes in bytes, or what a CID links to."""
+def ls(cid: CID | None, pins: bool, spec: str, as_json: bool) -> None:
+    """List a folder's blocks with their sizes in bytes, or what a CID links to."""
     if cid is not None and pins:
         raise click.UsageError("give a CID or --pins, not both")
     from fedipfs.observe.summary import align
 
-    blocks = open_folder(path)
+    blocks = open_blocks(spec)
     key = "name" if pins else "size"
     rows: list[tuple[CID, str | int | None]]
     if pins:
@@ -336,8 +230,13 @@ def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
         from fedipfs.ipld import links
 
         rows = [(link, _size(blocks, link)) for link in links(cid, blocks.get(cid))]
+    elif (folder := folder_of(blocks)) is None:
+        raise StoreError(
+            f"{name_of(blocks)}: only a folder's blocks can be listed; use `ipfs refs local` on "
+            "the node, or ls CID, or ls --pins"
+        )
     else:
-        rows = [(block, blocks.size(block)) for block in sorted(blocks)]
+        rows = [(block, folder.size(block)) for block in sorted(folder)]
     if as_json:
         print_json([{"cid": str(item), key: value} for item, value in rows])
     elif rows:
@@ -346,11 +245,13 @@ def ls(cid: CID | None, pins: bool, path: Path, as_json: bool) -> None:
         click.echo("\n".join(align(texts)))
 
 
-def _size(blocks: FolderStore, link: CID) -> int | None:
+def _size(blocks: Store, link: CID) -> int | None:
     """Bytes of the file behind a link, of the block for a record, None for what is not there."""
     from fedipfs.errors import BlockNotFound
     from fedipfs.ipld import DAG_CBOR, unixfs
 
+    if not blocks.has(link):  # a node would look for it elsewhere, and for long
+        return None
     try:
         return blocks.size(link) if link.codec == DAG_CBOR else unixfs.size(link, blocks.get)
     except BlockNotFound:
@@ -361,9 +262,9 @@ def _size(blocks: FolderStore, link: CID) -> int | None:
 @cid_argument
 @click.option("--name", default="", help="What the pin is for.")
 @store_option
-def pin(cid: CID, name: str, path: Path) -> None:
+def pin(cid: CID, name: str, spec: str) -> None:
     """Keep a CID and everything it links to from `gc`, under one more name."""
-    blocks = open_folder(path)
+    blocks = open_blocks(spec)
     blocks.pin(cid, name)
     blocks.flush()
 
@@ -372,14 +273,18 @@ def pin(cid: CID, name: str, path: Path) -> None:
 @cid_argument
 @click.option("--name", help="Take only this name away.")
 @store_option
-def unpin(cid: CID, name: str | None, path: Path) -> None:
+def unpin(cid: CID, name: str | None, spec: str) -> None:
     """Let `gc` remove a CID that was pinned, once it has no name left."""
-    blocks = open_folder(path)
-    names = blocks.pins().get(cid, ())
+    blocks = open_blocks(spec)
+    pinned = blocks.pins()
+    root = cid if cid in pinned else cid.to_v1()
+    names = pinned.get(root, ())
     if not names or (name is not None and name not in names):
         named = "" if name is None else f" as {name!r}"
-        raise StoreError(f"{cid} is not pinned{named} in {path}: see 'fedipfs store ls --pins'")
-    blocks.unpin(cid, name)
+        raise StoreError(
+            f"{cid} is not pinned{named} in {name_of(blocks)}: see 'fedipfs store ls --pins'"
+        )
+    blocks.unpin(root, name)
     blocks.flush()
 
 
@@ -391,37 +296,55 @@ def unpin(cid: CID, name: str | None, path: Path) -> None:
     show_default=True,
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    help="Keep blocks younger than this.",
+    help="Keep a folder's blocks, and uploads to a node, that are younger than this.",
 )
 @store_option
-def gc(grace_s: float, path: Path) -> None:
-    """Remove the blocks that no pin leads to; name on standard error those missing below one."""
+def gc(grace_s: float, spec: str) -> None:
+    """Remove the blocks that no pin leads to; name on standard error those missing below one.
+
+    A node is told to collect its own garbage, everybody's: what others put there and did not pin
+    goes, too.
+    """
     from fedipfs.ipld import RAW
     from fedipfs.observe.summary import size
 
-    report = open_folder(path).gc(grace_s)
-    if not report.complete:
-        unknown = next(cid for cid in report.missing if cid.codec != RAW)
+    blocks = open_blocks(spec)
+    if not hasattr(blocks, "gc"):
+        raise StoreError(f"{name_of(blocks)}: gateways only give; collect garbage on their nodes")
+    report = blocks.gc(grace_s)
+    for missing in report.missing if report.complete else ():
+        click.echo(f"{missing} is missing below a pin: import or add it again", err=True)
+    unknown = next((cid for cid in report.missing if cid.codec != RAW), None)
+    if not report.complete and unknown is not None:
         raise StoreError(
             f"nothing was removed: what {unknown} links to is unknown, as it is missing "
-            f"or damaged in {path}; import it again, or unpin what leads to it"
+            f"or damaged in {name_of(blocks)}; import it again, or unpin what leads to it"
         )
-    for missing in report.missing:
-        click.echo(f"{missing} is missing below a pin: import or add it again", err=True)
     click.echo(f"removed {report.removed} blocks ({size(report.removed_bytes)})")
+    if not report.complete:
+        raise StoreError(
+            f"{name_of(blocks)}: the node reports errors, and some garbage is left; see its log"
+        )
 
 
 @commands.command()
 @store_option
-def verify(path: Path) -> None:
-    """Read and check every block; list the damaged ones and exit with 2 if there are any."""
-    report = open_folder(path).verify()
+def verify(spec: str) -> None:
+    """Read and check every block of a folder; list the damaged ones and exit with 2 if any is."""
+    blocks = open_blocks(spec)
+    folder = folder_of(blocks)
+    if folder is None:
+        raise StoreError(
+            f"{name_of(blocks)}: every block is checked when it is read; to check all that a node "
+            "holds, run `ipfs repo verify` there"
+        )
+    report = folder.verify()
     for damaged in report.damaged:
         click.echo(str(damaged))
     if report.damaged:
         raise StoreError(
-            f"{len(report.damaged)} of {report.blocks} blocks in {path} are damaged: delete their "
-            "files and add or import what they belong to again"
+            f"{len(report.damaged)} of {report.blocks} blocks in {folder.path} are damaged: delete "
+            "their files and add or import what they belong to again"
         )
     click.echo(f"{report.blocks} blocks, all whole")
 
@@ -431,16 +354,23 @@ def verify(path: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @store_option
-def export(cid: CID, file: Path, force: bool, path: Path) -> None:
-    """Write a CID and everything it links to into a CAR FILE."""
+def export(cid: CID, file: Path, force: bool, spec: str) -> None:
+    """Write a CID and everything it links to into a CAR FILE, sealed content as it is stored."""
+    from fedipfs.ipld import DAG_CBOR, unixfs
     from fedipfs.store import dag
 
     if file.exists() and not force:
         raise click.UsageError(f"{file} exists: choose another name, or add --force")
-    blocks = open_folder(path)
+    blocks = open_blocks(spec)
+    total = None if cid.codec == DAG_CBOR else unixfs.size(cid, blocks.get)
+    with counted("fetch", blocks, "fetched_bytes", total):
+        blocks.fetch(cid)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
+        with (
+            temporary.open("wb") as stream,
+            counted(f"export {file.name}", blocks, "get_bytes", total),
+        ):
             dag.export_car(blocks, [cid], stream)
         temporary.replace(file)
     finally:
@@ -450,13 +380,17 @@ def export(cid: CID, file: Path, force: bool, path: Path) -> None:
 @commands.command(name="import")
 @click.argument("file", type=click.Path(allow_dash=True))
 @store_option
-def import_(file: str, path: Path) -> None:
+def import_(file: str, spec: str) -> None:
     """Store the blocks of a CAR FILE, each checked; pin its roots and print their CIDs."""
     from fedipfs.store import dag
 
-    blocks = open_folder(path, create=True)
-    with _source(file) as stream:
+    blocks = open_blocks(spec, create=True)
+    with (
+        _source(file) as stream,
+        counted(f"import {Path(file).name}", blocks, "put_bytes", _bytes_of(stream)),
+    ):
         roots = dag.import_car(blocks, stream)
+        blocks.publish()
     for root in roots:
         blocks.pin(root, Path(file).name)
     blocks.flush()

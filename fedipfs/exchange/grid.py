@@ -22,7 +22,7 @@ from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
 from fedipfs.exchange.mod import PREFETCH
-from fedipfs.exchange.signing import Stamp, signature_of, signed_bytes, stamp_of
+from fedipfs.exchange.signing import Stamp, address, signature_of, signed_bytes, stamp_of
 from fedipfs.exchange.vault import Vault
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
 from fedipfs.ipld import CID
@@ -177,13 +177,15 @@ class CidGrid(Grid):
         return slim, sent
 
     def _stamp(self, message: Message) -> Stamp | None:
-        """The run and round that a message is signed for."""
-        if self.stamp is not None or self._exchange.vault.party is None:
-            return self.stamp
+        """What a message is signed for."""
+        if self._exchange.vault.party is None:
+            return None
+        if self.stamp is not None:
+            return self.stamp._replace(to=address(message))
         records = message.content.config_records.values()
         rounds = [record.get("server-round") for record in records]
         number = next((value for value in rounds if isinstance(value, int)), 0)
-        return Stamp(f"flower:{message.metadata.run_id}", number)
+        return Stamp(f"flower:{message.metadata.run_id}", number, address(message))
 
     def _store(self, key: str, record: ArrayRecord) -> StoredArrays:
         model = self._model.get(key)

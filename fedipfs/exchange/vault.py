@@ -70,7 +70,13 @@ class Vault:
         self, cid: CID, *, max_bytes: int | None = None, sender: PublicIdentity | None = None
     ) -> Weights:
         """A stored safetensors file; raises what `leaves` does, and WeightsError."""
-        return Weights.over(self.leaves(cid, max_bytes=max_bytes, sender=sender))
+        leaves = self.leaves(cid, max_bytes=max_bytes, sender=sender)
+        try:
+            return Weights.over(leaves)
+        except WeightsError:
+            if isinstance(leaves, _Opened):
+                leaves.leaf(len(leaves.sizes) - 1)  # an envelope without its end says so itself
+            raise
 
     def put_file(self, pieces: Iterable[Buffer], *, private: bool = False) -> CID:
         """Store a file given as its leaves, sealed if this kind is; returns its root CID."""
@@ -102,7 +108,10 @@ class Vault:
         opener = Opener(head, self.party.identity)
         if sender is not None and opener.sender != sender.key_id:
             raise SignatureWrong(f"{cid} was sealed by another than {sender.organization}")
-        return _Opened(stored, opener)
+        opened = _Opened(stored, opener)
+        if max_bytes is not None and sum(opened.sizes) > max_bytes:
+            raise WeightsError(f"{cid} has {sum(opened.sizes)} bytes, not {max_bytes} at most")
+        return opened
 
     def put_bytes(self, data: bytes, *, private: bool = True) -> CID:
         """Store a small file."""
@@ -133,7 +142,7 @@ class Vault:
         if private:
             return [self.party.identity.public]
         audience = self.party.audience()
-        if not audience:
+        if set(audience) <= {self.party.identity.public}:
             raise ConfigError(
                 f"the trust list of {self.party.name} has no valid {self.party.others} to seal to: "
                 "add one with `fedipfs keys trust`"

@@ -29,13 +29,19 @@ def listing(runs: Iterable[Run]) -> str:
     return "\n".join(align(rows))
 
 
-def details(run: Run, records: Sequence[tuple[str, Mapping[str, Any]]], broken: str = "") -> str:
+def details(
+    run: Run,
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+    broken: str = "",
+    notes: Sequence[str] = (),
+) -> str:
     """Everything known about one run.
 
     Args:
         run: the run folder.
         records: (CID, record) from the head back to the run's first record.
         broken: why the chain of records ends early; "" where it is whole.
+        notes: lines on the records: who signed them, what stayed sealed.
     """
     row = run.as_dict()
     moved = numbers(run.summary.get("bytes"))
@@ -62,6 +68,8 @@ def details(run: Run, records: Sequence[tuple[str, Mapping[str, Any]]], broken: 
         parts.append("\n".join(["Records, from the last:", *_records(records)]))
     if broken:
         parts[-1] += f"\n  the chain cannot be followed further: {broken}"
+    for note in notes:
+        parts[-1] += f"\n  {note}"
     return "\n\n".join(parts)
 
 

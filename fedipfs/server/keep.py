@@ -15,10 +15,10 @@ _HOLD = "fedipfs/hold/v1"
 class Keeper:
     """Pins, under names that begin with the run's id.
 
-    Always: every record, the last model, the best one by `metric`, and what a resumed run needs.
-    With `everything`, all that the records lead to: updates and all models, for audit. Else the
-    models of the last `models` rounds; updates go when the store's garbage collection next finds
-    them older than its grace.
+    Always: every record with its details, the last model, the best one by `metric`, and what a
+    resumed run needs. With `everything`, all that the records lead to: updates and all models, for
+    audit. Else the models of the last `models` rounds; updates go when the store's garbage
+    collection next finds them older than its grace.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Keeper:
         self._models, self._everything, self._metric = models, everything, metric
         self._kept: dict[int, CID] = {}  # round -> model
         self._best: tuple[float, CID] | None = None
-        self._hold: CID | None = None
+        self._hold: tuple[CID, str] | None = None  # what a resumed run needs, and its pin's name
         self._head: CID | None = None
         self._released: list[tuple[CID, str]] = []
 
@@ -47,21 +47,38 @@ class Keeper:
     def resume(self, head: CID, lines: Iterable[Mapping[str, Any]]) -> None:
         """Take up what an earlier process pinned, and release what it had no time to."""
         self._head = head
+        record = dag.get_record(self._store, head)
+        last, known = int(record["round"]), {head, record["run"]}
         for line in lines:
-            cid = CID.parse(line["model_cid"])
-            self._kept[line["round"]] = cid
-            self._judge(line, cid)
-        last = max(self._kept, default=0)
-        named = self._store.pins().items()
-        for root, name in [(root, name) for root, names in named for name in names]:
-            kind, _, number = name.removeprefix(f"{self._run_id}/").partition("/")
-            if name == f"{self._run_id}/state":
-                self._hold = root
-            elif name.startswith(f"{self._run_id}/") and kind == "model":
-                if not number.isdigit() or int(number) > last:
-                    self._store.unpin(root, name)
-            elif name == self._run_id and self._everything and root != head:
+            known.add(CID.parse(line["record_cid"]))
+            self._judge(line, CID.parse(line["model_cid"]))
+        mine = [
+            (root, name, *self._parsed(name))
+            for root, names in self._store.pins().items()
+            for name in names
+            if name == self._run_id or name.startswith(f"{self._run_id}/")
+        ]
+        state = max((n for *_, kind, n in mine if kind == "state" and n <= last), default=0)
+        for root, name, kind, number in mine:
+            match kind:
+                case "" if self._everything:
+                    stays = root == head
+                case "":
+                    stays = root in known or self._round_of(root) <= last
+                case "model":
+                    stays = last - self._models < number <= last
+                case "best":
+                    stays = root == self.best
+                case "state":
+                    stays = number == state
+                case _:
+                    stays = kind == "details" and number <= last
+            if not stays:
                 self._store.unpin(root, name)
+            elif kind == "model":
+                self._kept[number] = root
+            elif kind == "state":
+                self._hold = root, name
 
     def pin(self, line: Mapping[str, Any], record: CID, model: CID, needed: Sequence[CID]) -> None:
         """Pin what a completed round leaves; `needed` is what a resumed run needs of it."""
@@ -76,6 +93,9 @@ class Keeper:
         if self._everything:
             self._judge(line, model)
             return
+        details = dag.get_record(self._store, record).get("details")
+        if details is not None:
+            self._store.pin(details, f"{self._run_id}/details/{number}")
         self._kept[number] = model
         self._store.pin(model, self._model(number))
         for old in [n for n in self._kept if n <= number - self._models]:
@@ -88,10 +108,11 @@ class Keeper:
         hold = dag.put_record(
             self._store, {"type": _HOLD, "run": self._run_id, "links": list(needed)}
         )
-        if hold != self._hold:
-            self._store.pin(hold, f"{self._run_id}/state")
-            self._release(self._hold, f"{self._run_id}/state")
-            self._hold = hold
+        if self._hold is None or hold != self._hold[0]:
+            if self._hold is not None:
+                self._release(*self._hold)
+            self._hold = hold, f"{self._run_id}/state/{number}"
+            self._store.pin(*self._hold)
 
     def release(self) -> None:
         """Unpin what the last `pin` made superfluous; only once the round counts."""
@@ -106,6 +127,14 @@ class Keeper:
     @property
     def _start(self) -> str:
         return f"{self._run_id}/start"
+
+    def _parsed(self, name: str) -> tuple[str, int]:
+        """What a pin of this run is for, "" for a record, and its round, 0 if it names none."""
+        kind, _, number = name.removeprefix(self._run_id).removeprefix("/").partition("/")
+        return kind, int(number) if number.isdecimal() else 0
+
+    def _round_of(self, record: CID) -> int:
+        return int(dag.get_record(self._store, record).get("round", 0))
 
     def _model(self, number: int) -> str:
         return f"{self._run_id}/model/{number}"

@@ -23,18 +23,33 @@ def coordinator(run: Path, identity: str | None, participants: Iterable[str]) ->
     """The coordinator of the run in the folder `run`; what keys are missing are made.
 
     `identity` names the coordinator's own key file (its passphrase is $FEDIPFS_PASSPHRASE); None
-    makes one for the run. Raises KeyFileError, TrustListError.
+    makes one for the run. Raises TrustListError, and KeyFileError also for a key that the run did
+    not begin with.
     """
     folder = run / FOLDER
+    path = folder / _COORDINATOR if identity is None else Path(identity)
+    begun = (folder / _LIST).exists() or (run / "head").exists()
+    if begun and not path.exists():
+        raise KeyFileError(
+            f"{path} is gone, and without it what the run sealed cannot be opened: put back a "
+            "copy, or start a new run"
+        )
+    own = None if identity is None else _own(identity)  # a run without it leaves no trace
     folder.mkdir(mode=0o700, exist_ok=True)
-    keys = _own(identity) if identity is not None else _made(folder / _COORDINATOR, "coordinator")
+    keys = own or _made(path, "coordinator")
     if not (folder / _LIST).exists():
         members = [Member(keys.public, "coordinator", None, None, None)]
         for name in participants:
             public = _made(folder / f"{name}.key", name).public
             members.append(Member(public, "participant", None, None, None))
         TrustList(members).save(folder / _LIST)  # the last: with it the set is complete
-    return Party(keys, "coordinator", folder / _LIST)
+    party = Party(keys, "coordinator", folder / _LIST)
+    if keys.public not in [one.identity for one in party.trusted.entries(party.name, party.role)]:
+        raise KeyFileError(
+            f"{path} holds another key than the run began with: put that one back, or start a "
+            "new run"
+        )
+    return party
 
 
 def reader(run: Path, identity: str | None = None) -> Party | None:

@@ -16,10 +16,11 @@ import math
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from fedipfs.errors import RunError, SignatureMissing, SignatureWrong
+from fedipfs.errors import NotRecipient, RunError, SignatureMissing, SignatureWrong
 from fedipfs.exchange import Vault, vault_of
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor, links, unixfs
 from fedipfs.store import Store, dag
@@ -124,8 +125,8 @@ def put(vault: Vault, record: Mapping[str, Any], run: CID | None) -> CID:
     if value["type"] == ROUND and vault.seal != "none":
         details = {key: value.pop(key) for key in _DETAILS}
         value["details"] = vault.put_record(details, private=True)
-        # Content that only the details name stays within reach of pins.
-        value["blocks"] = sorted(_links(details))
+        # Content that only what is sealed names stays within reach of pins.
+        value["blocks"] = sorted(_links(details) | _links(vault.get_record(value["strategy"])))
     if vault.party is not None:
         statement = _statement(value, run)
         value["signature"], value["by"] = vault.party.sign(statement), vault.party.name
@@ -135,8 +136,8 @@ def put(vault: Vault, record: Mapping[str, Any], run: CID | None) -> CID:
 def get(vault: Vault, cid: CID) -> dict[str, Any]:
     """A record, its signature checked if the vault has a party, its details opened.
 
-    Without keys the details of a sealed round are left out. Raises RunError for what is no
-    record of a run, SignatureRefused, and what reading it raises.
+    Without the coordinator's keys the details of a sealed round are left out. Raises RunError for
+    what is no record of a run, SignatureRefused, and what reading it raises.
     """
     record = dag.get_record(vault.store, cid)
     if not isinstance(record, dict) or record.get("type") not in (RUN, ROUND):
@@ -144,7 +145,8 @@ def get(vault: Vault, cid: CID) -> dict[str, Any]:
     if vault.party is not None:
         _check(vault.party, cid, record)
         if "details" in record:
-            record |= vault.get_record(record["details"])
+            with suppress(NotRecipient):  # a participant checks the signatures all the same
+                record |= vault.get_record(record["details"])
     return record
 
 
@@ -156,7 +158,11 @@ def _check(party: Party, cid: CID, record: Mapping[str, Any]) -> None:
         raise SignatureWrong(f"the signature of the record {cid} is incomplete")
     value = {key: item for key, item in record.items() if key not in _SIGNATURE}
     run = value.get("run")
-    party.verify_own(by, _statement(value, run if isinstance(run, CID) else None), signature)
+    statement = _statement(value, run if isinstance(run, CID) else None)
+    if party.role == "coordinator":
+        party.verify_own(by, statement, signature)
+    else:
+        party.verify(by, statement, signature)
 
 
 def _statement(value: Mapping[str, Any], run: CID | None) -> Statement:

@@ -40,6 +40,8 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """From a multiaddr (/ip4/127.0.0.1/tcp/5001) or a URL (http://127.0.0.1:5001)."""
+        if not isinstance(text, str):
+            raise ConfigError(f"store.address={text!r:.80} is no text: use {_LIKE}")
         if text.startswith("/"):
             return _multiaddr(text)
         if "@" in text:  # before anything shows it

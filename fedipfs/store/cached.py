@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from fedipfs.errors import BlockCorrupt, BlockNotFound, StoreError, StoreFull, StoreTimeout
+from fedipfs.errors import (
+    BlockCorrupt,
+    BlockNotFound,
+    StoreError,
+    StoreFull,
+    StoreTimeout,
+    StoreUnreachable,
+)
 from fedipfs.ipld import CID, DAG_CBOR, RAW, unixfs
 from fedipfs.ipld.ahead import map_ahead
 from fedipfs.store import dag
@@ -23,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _KNOWN = 1 << 18  # CIDs remembered as being at home
 _STREAMS = 4  # blocks asked for at once
+_REST_S = 30.0  # a source that did not answer is asked last for so long
 
 
 class Source(Protocol):
@@ -58,6 +67,7 @@ class CachedStore:
         self._publishing = threading.Lock()
         self._at_home: set[CID] = set()
         self._unsure: set[CID] = set()  # put here, and present before: perhaps at home
+        self._failed: dict[Source, float] = {}  # when a source did not answer
 
     def __repr__(self) -> str:
         return f"CachedStore({self.front!r}, {self.sources!r})"
@@ -113,12 +123,22 @@ class CachedStore:
     def _seek(self, cid: CID, missing: StoreError) -> tuple[bytes, Source]:
         """A block from the first source that gives it, and that source."""
         problems: list[StoreError] = [missing] if isinstance(missing, BlockCorrupt) else []
-        for source in self.sources:
+        for source in self._in_turn():
             try:
                 return source.get(cid), source
             except StoreError as error:
+                self._note(source, error)
                 problems.append(error)
         _give_up(missing, problems)
+
+    def _in_turn(self) -> list[Source]:
+        """The sources, last those that have just not answered: each would cost its timeout."""
+        since = time.monotonic() - _REST_S
+        return sorted(self.sources, key=lambda source: self._failed.get(source, since) > since)
+
+    def _note(self, source: Source, error: StoreError) -> None:
+        if isinstance(error, StoreUnreachable | StoreTimeout):
+            self._failed[source] = time.monotonic()
 
     def has(self, cid: CID) -> bool:
         """Whether the folder or home holds the block."""
@@ -156,7 +176,7 @@ class CachedStore:
 
     def _stream(self, root: CID) -> None:
         """A file of which no leaf is here, as one stream from the first source that has it."""
-        for source in self.sources:
+        for source in self._in_turn():
             came = False
             try:
                 for cid, block in source.leaves(root):
@@ -167,6 +187,7 @@ class CachedStore:
                 raise
             except StoreError as error:
                 log.info("%s", error)
+                self._note(source, error)
                 if came:
                     return  # the rest is fetched block by block
 

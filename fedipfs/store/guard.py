@@ -214,6 +214,7 @@ def protect(session: Any, *, elsewhere: bool) -> None:
     """
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.trust_env = elsewhere
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True  # an organization's own CA
     session.max_redirects = 3 if elsewhere else 0
     adapter = _Adapter(pool_maxsize=16)
     for scheme in list(session.adapters):

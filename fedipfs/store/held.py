@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from fedipfs.errors import DagCborError
-from fedipfs.ipld import CID, DAG_CBOR, RAW, dagcbor
+from fedipfs.ipld import CID, DAG_CBOR, DAG_PB, RAW, dagcbor
 
 _PIN, _LEASE = "fedipfs/pin/v1", "fedipfs/lease/v1"
 
@@ -60,9 +60,10 @@ def read(block: bytes) -> Pin | Lease | None:
     except DagCborError:
         return None
     match record:
-        case {"type": "fedipfs/pin/v1", "name": str(name), "codec": int(codec), "root": CID() as r}:
-            recursive = r.codec == codec
-            return Pin(CID(1, codec, r.digest), name, recursive)
+        case {"type": "fedipfs/pin/v1", "name": str(name), "codec": codec, "root": CID() as r} if (
+            codec in (RAW, DAG_PB, DAG_CBOR)
+        ):
+            return Pin(CID(1, codec, r.digest), name, r.codec == codec)
         case {"type": "fedipfs/lease/v1", "since": int(since), "until": int(until)}:
             return Lease(since, until)
     return None

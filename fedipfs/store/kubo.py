@@ -71,6 +71,9 @@ class KuboStore:
         _check_number("timeout_s", timeout_s, least=0.1)
         _check_number("lease_s", lease_s, least=0)
         _check_number("retries", retries, least=0)
+        listed = isinstance(peers, Sequence) and not isinstance(peers, str)
+        if not listed or not all(isinstance(peer, str) for peer in peers):
+            raise ConfigError(f"store.peers={peers!r:.80} is no list of multiaddrs")
         self.address = Address.parse(address)
         secret = Credentials.find(credentials)
         permit(self.address, secret, open_rpc=open_rpc)
@@ -120,7 +123,7 @@ class KuboStore:
         self._first_call()
         block: bytes = self.rpc.call(
             f"block {cid}",
-            lambda options: self.rpc.client.block.get(str(cid), opts=options),
+            lambda options: self.rpc.client.block.get(str(cid.to_v1()), opts=options),
             limit=MAX_BLOCK + _SLACK,
         )
         return self._checked(cid, block)
@@ -152,7 +155,7 @@ class KuboStore:
             if size > MAX_BLOCK:
                 raise UnixFSError(f"leaf {cid} of {root} is said to have {size} bytes: too many")
         total = sum(size for _, size in links)
-        stream = self.rpc.stream(f"file {root}", "/cat", str(root), total + _SLACK)
+        stream = self.rpc.stream(f"file {root}", "/cat", str(root.to_v1()), total + _SLACK)
         cut = _cut(stream, [size for _, size in links], root)
         pieces = zip((cid for cid, _ in links), cut, strict=True)
         for cid, block in map_ahead(lambda pair: (pair[0], self._checked(*pair)), pieces, 2):
@@ -177,7 +180,7 @@ class KuboStore:
         what = f"block {cid}"
         try:
             answer = self.rpc.ask(
-                what, "/block/stat", str(cid), offline="true", timeout=f"{_HAS_S}s"
+                what, "/block/stat", str(cid.to_v1()), offline="true", timeout=f"{_HAS_S}s"
             )
         except (BlockNotFound, DaemonGaveUp):
             return None

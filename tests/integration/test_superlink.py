@@ -21,6 +21,9 @@ import pytest
 from flwr.app import Context, RecordDict
 from grids import DirectGrid
 
+from fedipfs.store import FolderStore
+from fedipfs.trust import Identity, Member, TrustList
+
 APP = Path(__file__).parent / "app"
 NODES = 2
 RUN_S, START_S, STOP_S = 90, 30, 10
@@ -66,12 +69,24 @@ class CountingProxy:
             sink.shutdown(socket.SHUT_WR)
 
 
-class Deployment:
-    """A SuperLink, and SuperNodes that reach it through one CountingProxy each."""
+Environment = dict[str, str]
 
-    def __init__(self, folder: Path) -> None:
+
+class Deployment:
+    """A SuperLink, and SuperNodes that reach it through one CountingProxy each.
+
+    `server` and `nodes` are what each of them has in its environment besides.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        server: Environment | None = None,
+        nodes: tuple[Environment, ...] = ({},) * NODES,
+    ) -> None:
         self.folder, self.home = folder, folder / "flwr-home"
-        self.home.mkdir()
+        self.home.mkdir(parents=True)
+        self.server, self.nodes = server or {}, nodes
         self.started: list[subprocess.Popen[bytes]] = []
         self.logs: list[Path] = []
         self.proxies: list[CountingProxy] = []
@@ -97,6 +112,7 @@ class Deployment:
             *("flower-superlink", "--insecure", "--port", str(control)),
             *("--fleet-api-address", f"127.0.0.1:{fleet}"),
             "--disable-runtime-dependency-installation",
+            environment=self.server,
         )
         wait_for(control, fleet)
         for partition, port in enumerate(ports):
@@ -105,14 +121,21 @@ class Deployment:
                 *("flower-supernode", "--insecure", "--port", str(port)),
                 *("--superlink", f"127.0.0.1:{self.proxies[-1].port}"),
                 *("--node-config", f"partition-id={partition}"),
+                environment=self.nodes[partition],
             )
 
-    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, *command: str, environment: Environment | None = None
+    ) -> subprocess.Popen[bytes]:
         log = self.folder / f"{len(self.logs)}-{command[0]}.log"
         self.logs.append(log)
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command, env=self.env, cwd=self.folder, stdout=file, stderr=file
+                command,
+                env={**self.env, **(environment or {})},
+                cwd=self.folder,
+                stdout=file,
+                stderr=file,
             )
         self.started.append(process)
         return process
@@ -158,8 +181,8 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(folder: Path) -> Iterator[Deployment]:
-    deployment = Deployment(folder)
+def deployed(folder: Path, *environments) -> Iterator[Deployment]:
+    deployment = Deployment(folder, *environments)
     try:
         deployment.start()
         yield deployment
@@ -231,13 +254,21 @@ def assert_equal(models: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def keyless(tmp_path_factory):
+    """Without keys: models and bytes per client, with the two lines and without, and the runs."""
+    folder = tmp_path_factory.mktemp("keyless")
+    with deployed(folder) as deployment:
+        ours, slim = deployment.run(copy_app(folder / "ours", two_lines=True), rounds=2)
+        plain, fat = deployment.run(copy_app(folder / "plain", two_lines=False), rounds=1)
+        runs = json.loads(deployment.flwr("list", "here", "--format", "json"))["runs"]
+    return ours, slim, plain, fat, runs
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-def test_the_two_lines_on_a_real_superlink(tmp_path):
-    with deployed(tmp_path) as deployment:
-        ours, slim = deployment.run(copy_app(tmp_path / "ours", two_lines=True), rounds=2)
-        plain, fat = deployment.run(copy_app(tmp_path / "plain", two_lines=False), rounds=1)
-        runs = json.loads(deployment.flwr("list", "here", "--format", "json"))["runs"]
+def test_the_two_lines_on_a_real_superlink(tmp_path, keyless):
+    ours, slim, plain, fat, runs = keyless
     per_round = [crossed / 2 for crossed in slim]
     print(f"bytes per client and round: {per_round} with FedIPFS, {fat} without")
     assert [run["status"] for run in runs] == ["finished:completed"] * 2
@@ -245,3 +276,66 @@ def test_the_two_lines_on_a_real_superlink(tmp_path):
     assert_equal(plain, run_here(tmp_path / "one.npz", rounds=1))
     assert max(per_round) < 40_000
     assert min(fat) > 4_000_000
+
+
+def party(folder: Path, name: str, keys: dict[str, Identity], store: Path | str) -> Environment:
+    """What one party has for itself: its keys, its trust list, and its way to the store."""
+    home = folder / name
+    home.mkdir()
+    keys[name].save(home / "identity.key")
+    TrustList(
+        Member(key.public, "coordinator" if other == "hub" else "participant")
+        for other, key in keys.items()
+    ).save(home / "trust.toml")
+    return {
+        "FEDIPFS_IDENTITY": str(home / "identity.key"),
+        "FEDIPFS_TRUST": str(home / "trust.toml"),
+        "FEDIPFS_STORE": str(store),
+    }
+
+
+def parties(folder: Path, store_of) -> tuple[Environment, tuple[Environment, ...]]:
+    """The environments of a coordinator and of each node's organization."""
+    keys = {name: Identity.new(name) for name in ("hub", "north", "south")}
+    folder.mkdir()
+    hub, *nodes = (party(folder, name, keys, store_of(folder / name)) for name in keys)
+    return hub, tuple(nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_sealed_and_signed_on_a_real_superlink(tmp_path, keyless):
+    """Server and nodes each have their own keys and trust list, in a folder all can read."""
+    hub, nodes = parties(tmp_path / "parties", lambda home: tmp_path / "store")
+    sealed = {"FEDIPFS_SEAL": "all"}
+    plain, before, *_ = keyless
+    keys = {**hub, **sealed}, tuple({**node, **sealed} for node in nodes)
+    with deployed(tmp_path / "sealed", *keys) as deployment:
+        ours, after = deployment.run(copy_app(tmp_path / "b", two_lines=True), rounds=2)
+    for mine, theirs in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    print(f"bytes per client and round: {[n / 2 for n in after]}, {[n / 2 for n in before]} plain")
+    assert max(after) / 2 - min(before) / 2 < 2000
+    store = FolderStore(tmp_path / "store")
+    held = b"".join(store.get(cid) for cid in store)
+    assert ours[0].tobytes()[:64] not in held and b"num-examples" not in held
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_parties_that_share_nothing_but_a_daemon(tmp_path, ipfs_daemon):
+    """Each has a cache folder of its own; a shared store is sealed without being asked to."""
+
+    def store_of(home: Path) -> str:
+        kubo = {"address": ipfs_daemon.address}
+        return json.dumps({"kind": "cached", "path": str(home / "cache"), "kubo": kubo})
+
+    environments = parties(tmp_path / "parties", store_of)
+    with deployed(tmp_path / "deployment", *environments) as deployment:
+        ours, _ = deployment.run(copy_app(tmp_path / "app", two_lines=True), rounds=2)
+    assert_equal(ours, run_here(tmp_path / "two.npz", rounds=2))
+    for name in ("hub", "north", "south"):
+        store = FolderStore(tmp_path / "parties" / name / "cache", create=False)
+        held = b"".join(store.get(cid) for cid in store)
+        assert len(held) > 4_000_000
+        assert ours[0].tobytes()[:64] not in held

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import io
 import json
+import select
 import socket
 import socketserver
 import struct
@@ -49,8 +50,10 @@ class Exchange(NamedTuple):
             self.server.sent += len(piece)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, unless the server ends."""
-        if self.server.ended.wait(seconds):
+        """Sleep, unless either side hangs up."""
+        watch = select.poll()
+        watch.register(self.sock, select.POLLRDHUP)
+        if watch.poll(1000 * seconds):
             raise ConnectionAbortedError
 
 
@@ -149,7 +152,8 @@ class HostileServer:
             respond = getattr(self, "_do" + call.rstrip("/").replace("/", "_"))
             body = respond(exchange.request, query.get("arg", ""))
         except KeyError as error:
-            said(f"block was not found locally (offline): ipld: could not find {error}")(exchange)
+            absent = f"block was not found locally (offline): ipld: could not find {error}"
+            (reply(absent, 404) if call == "/ipfs/" else said(absent))(exchange)
         except ValueError as error:
             said(str(error))(exchange)
         else:
@@ -212,6 +216,9 @@ class HostileServer:
             del self.blocks[cid]
         return b"".join(json.dumps({"Key": {"/": str(cid)}}).encode() + b"\n" for cid in gone)
 
+    def _do_version(self, request: Request, arg: str) -> object:
+        return {"Version": "0.41.0"}
+
     def _do_swarm_connect(self, request: Request, arg: str) -> object:
         return {"Strings": [f"connect {arg} success"]}
 
@@ -237,6 +244,8 @@ class _Connection(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         hostile: HostileServer = self.server.hostile  # type: ignore[attr-defined]
         hostile._open.add(self.request)
+        if self.request.family == socket.AF_INET:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         try:
             while (line := self.rfile.readline()) and self._exchange(hostile, line):
                 pass
@@ -271,7 +280,7 @@ def _last(answer: Answer) -> Answer:
     return answer
 
 
-def HONEST(exchange: Exchange) -> None:  # noqa: N802
+def HONEST(exchange: Exchange) -> None:
     """What a node would answer."""
     exchange.server.honest(exchange)
 
