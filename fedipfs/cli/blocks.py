@@ -27,9 +27,9 @@ def complete_store(ctx: click.Context, param: click.Parameter, start: str) -> li
 def open_blocks(spec: Spec, *, create: bool = False) -> Store:
     """The store of `spec`; a folder is made with `create` only, and durable by `flush`."""
     from fedipfs.store import open_store
-    from fedipfs.store.spec import _options
+    from fedipfs.store.spec import options_of
 
-    options = _options(spec)
+    options = options_of(spec)
     if options["kind"] == "folder":
         options = {**options, "durable": False, "create": create}
     return open_store(_brisk(options))

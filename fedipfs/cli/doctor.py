@@ -91,13 +91,13 @@ def composed(words: Sequence[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedipfs.server.__main__ import _composing, _resolved
+    from fedipfs.server.words import problem_of, resolved
 
     try:
         with initialize_config_module("fedipfs.conf", version_base="1.3"):
-            return _resolved(compose("config", list(words)))
+            return resolved(compose("config", list(words)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_composing(error)) from None
+        raise ConfigError(problem_of(error)) from None
 
 
 def _settings(values: Mapping[str, Any]) -> Iterator[Finding]:

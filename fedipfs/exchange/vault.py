@@ -14,7 +14,14 @@ from typing import Any, Literal, cast
 
 from typing_extensions import Buffer
 
-from fedipfs.errors import ConfigError, EnvelopeTampered, NotSealed, SignatureWrong, WeightsError
+from fedipfs.errors import (
+    ConfigError,
+    EnvelopeTampered,
+    NotSealed,
+    SignatureWrong,
+    StoreError,
+    WeightsError,
+)
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor, unixfs
 from fedipfs.store import Store, dag
 from fedipfs.trust import Opener, PublicIdentity, envelope
@@ -127,7 +134,10 @@ class Vault:
     def put_record(self, value: Any, *, private: bool = False) -> CID:
         """Store a record: as DAG-CBOR, or, where this kind is sealed, as a file that holds that."""
         if self._recipients(private):
-            return self.put_bytes(dagcbor.encode(value), private=private)
+            block = dagcbor.encode(value)
+            if len(block) > dagcbor.MAX_BLOCK:
+                raise StoreError(f"record of {len(block)} bytes: at most {dagcbor.MAX_BLOCK}")
+            return self.put_bytes(block, private=private)
         return dag.put_record(self.store, value)
 
     def get_record(self, cid: CID) -> Any:

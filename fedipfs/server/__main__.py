@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
 import traceback
-from difflib import get_close_matches
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +49,13 @@ def _exit_code() -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
+        from fedipfs.server.words import problem_of
+
         run = hydra.main(version_base="1.3", config_path="pkg://fedipfs.conf", config_name="config")
         try:
             run(_hydra_job)()
         except (HydraException, OmegaConfBaseException) as error:
-            return _complain(_composing(error), 2)
+            return _complain(problem_of(error), 2)
         return max((failure.exit_code for failure in _failures), default=0)
     except BrokenPipeError:
         raise
@@ -103,12 +103,13 @@ def _hydra_job(config: DictConfig) -> float | None:
 def _job(config: DictConfig) -> float | None:
     from fedipfs.server import folder, settings
     from fedipfs.server.engine.pool import warm_up
+    from fedipfs.server.words import resolved
 
     global _loaded, _nothing
     _loaded = _loaded or folder.RunFolder.latest is not None
     folder.RunFolder.latest = None  # that of a sweep's last cell
     _nothing = "stopped before the first round; there is nothing to go on with"
-    values = _resolved(config)
+    values = resolved(config)
     resume = values["resume"]
     if resume is not None:
         _nothing = _go_on(str(resume), str(values["runs_dir"]))
@@ -135,18 +136,6 @@ def _job(config: DictConfig) -> float | None:
     return float(metrics[wanted]) if wanted in metrics else None
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values: Any = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{key}{str(error).splitlines()[0]}; correct that value") from None
-    return dict(values)
-
-
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the run to resume, with what may change taken from the command line."""
     from hydra.core.hydra_config import HydraConfig
@@ -156,6 +145,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
 
     from fedipfs.server import settings
     from fedipfs.server.folder import RunFolder
+    from fedipfs.server.words import resolved
 
     given = [item.lstrip("+").partition("=")[0] for item in HydraConfig.get().overrides.task]
     for key in given:
@@ -170,7 +160,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         loaded = OmegaConf.create(folder.read("config.yaml"))
         if not isinstance(loaded, DictConfig):
             raise ValueError("not a mapping")
-        saved = _resolved(loaded)
+        saved = resolved(loaded)
         settings.check(saved)
     except (YAMLError, OmegaConfBaseException, ConfigError, ValueError) as error:
         problem = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
@@ -221,36 +211,6 @@ def _note_failure(error: BaseException) -> None:
             "error": " ".join(text.split()),
         }
     )
-
-
-def _composing(error: Exception) -> str:
-    """What Hydra found wrong with the command line, in our words."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-
-    from fedipfs.server import settings
-
-    first = str(error).split(" See https:")[0].splitlines()[0]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = list(error.options or ())
-        near = get_close_matches(name, options, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ";"
-        known = f"{hint} choose one of: {', '.join(options)}" if options else ""
-        return f"unknown {group or 'configuration'} '{name}'{known}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"cannot read '{error.override}' ({first}); write key=value, and quotes around a "
-            "value with special characters: 'key=\"a, b\"'"
-        )
-    if found := re.search(r"No match in the defaults list.* use (\S+)", str(error), re.S):
-        return f"{found[1].lstrip('+').partition('=')[0]} is added, not changed: {found[1]}"
-    if found := re.search(r"already at '.*remove \+ prefix: '(.*?)'", str(error), re.S):
-        return f"{found[1].partition('=')[0]} is a setting already; leave out the plus: {found[1]}"
-    if found := re.match(r"Multiple values for (\S+)\.", str(error)):
-        return f"{found[1]} is given more than once; leave one of them"
-    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
-        return settings.unknown(found[1])
-    return " ".join(str(error).split())
 
 
 def _complain(problem: object, code: int) -> int:

@@ -26,7 +26,7 @@ from fedipfs.store import layout
 from fedipfs.store.base import Store
 from fedipfs.store.files import TEMPORARY, os_errors
 from fedipfs.store.folder import FolderStore
-from fedipfs.store.spec import Spec, _options, open_store
+from fedipfs.store.spec import Spec, open_store, options_of
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -114,7 +114,7 @@ def checks(spec: Spec) -> Iterator[Check]:
 
 def _settings(spec: Spec) -> dict[str, Any]:
     """The options of a store; those of a cached one checked, its parts' apart from theirs."""
-    options = _options(spec)
+    options = options_of(spec)
     if options["kind"] != "cached":
         return options
     parts = {key: options.get(key) for key in ("kubo", "gateway")}

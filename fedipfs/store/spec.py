@@ -24,7 +24,7 @@ def open_store(spec: Spec) -> Store:
     or null. Raises ConfigError for an unknown kind or option, StoreUnusable when a folder cannot
     be opened. A service is not asked for anything yet.
     """
-    options = _options(spec)
+    options = options_of(spec)
     kind = options.pop("kind")
     try:
         return _KINDS[kind](**options)
@@ -35,13 +35,13 @@ def open_store(spec: Spec) -> Store:
 
 def is_shared(spec: Spec) -> bool:
     """Whether others than this machine's users can read what is put into the store of `spec`."""
-    options = _options(spec)
+    options = options_of(spec)
     kind = options["kind"]
     return kind == "kubo" or (kind == "cached" and options.get("kubo") is not None)
 
 
-def _options(spec: Spec) -> dict[str, Any]:
-    """`spec` as a mapping with a known kind."""
+def options_of(spec: Spec) -> dict[str, Any]:
+    """`spec` as a mapping with a known kind. Raises ConfigError."""
     given = spec if isinstance(spec, Mapping) else _of_text(os.fspath(spec))
     options = {"kind": "folder", **given}
     kind = options["kind"]
