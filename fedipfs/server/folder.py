@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,7 @@ class RunFolder:
         """Let other processes in. A folder in which no run began is taken away."""
         if not self.resumable:
             with contextlib.suppress(OSError):  # whatever else is there stays
+                shutil.rmtree(self.path / "keys", ignore_errors=True)  # nothing is sealed to them
                 (self.path / "log.txt").unlink(missing_ok=True)
                 (self.path / ".lock").unlink(missing_ok=True)
                 self.path.rmdir()
@@ -115,8 +117,8 @@ class RunFolder:
             return CID.parse(text)
         except CidError:
             raise RunError(
-                f"{self.path / 'head'} should hold one CID, not {text[:80]!r}; put there the one "
-                f"that `fedipfs store ls --pins` lists for {self.run_id}"
+                f"{self.path / 'head'} should hold one CID, not {text[:80]!r}; put there the "
+                "record_cid of the last line of metrics.jsonl"
             ) from None
 
     def lines(self) -> list[dict[str, Any]]:

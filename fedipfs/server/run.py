@@ -133,6 +133,7 @@ class _Session:
         folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         if not last:
             self.keeper.begin(self.head)
+            folder.write("head", f"{self.head}\n")
         pool: Pool | None = None
         status, error = "failed", None
         try:
@@ -158,10 +159,11 @@ class _Session:
         return summary
 
     def _concluded(self) -> bool:
-        """Whether summary.json says that the run has finished."""
+        """Whether summary.json says that the run has finished, with as many rounds as there are."""
         with contextlib.suppress(RunError, ValueError):
             summary = json.loads(self.folder.read("summary.json"))
-            return bool(summary.get("status") == "finished")
+            done = summary.get("rounds_completed") == len(self.lines)
+            return bool(summary.get("status") == "finished" and done)
         return False
 
     def _last_round(self) -> int:

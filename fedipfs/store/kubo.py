@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HAS_S = 0.2  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
+_HAS_S = 1.0  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
 _SLACK = 64 << 10  # bytes of an answer beyond the block, for words of error
 _NAME = 60  # characters of a pin's name that the node is told; Kubo takes 255 bytes
 
@@ -207,7 +207,12 @@ class KuboStore:
             return
         self._first_call()
         record, block = held.pin_record(root, name, recursive)
-        self._send([(record, block)], [record], pin=False)
+        try:
+            # Stored and pinned in one call: no garbage collection comes in between.
+            self._send([(record, block)], [record], pin=True)
+            return
+        except BlockNotFound:
+            pass  # some of the content is not there: asked again, the node looks among its peers
         what = f"pin of {root}"
         answer = self.rpc.ask(
             what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME)
@@ -216,11 +221,15 @@ class KuboStore:
             raise StoreBadAnswer(f"{what}: {self.rpc.name} says that it pinned another CID")
 
     def unpin(self, root: CID, name: str | None = None) -> None:
-        """Take one name of a root away, or all; nothing happens where it has not that name."""
+        """Take one name of a root away, or all; nothing happens where it has not that name.
+
+        A pin that others made on the node goes only when the root has no name of ours.
+        """
         if not self._pin:
             return
         if name is None:
-            records = [record for record, pin in self._pinned() if pin.root == root.to_v1()]
+            found = [record for record, pin in self._pinned() if pin.root == root.to_v1()]
+            records = [record for record in found if record.to_v1() != root.to_v1()] or found
         else:
             records = [held.pin_record(root, name, recursive)[0] for recursive in (True, False)]
         for record in records:

@@ -212,7 +212,6 @@ class Fuse:
 
     def __init__(self, monkeypatch) -> None:
         self.left: int | None = None
-        self.steps = 0
         for owner, name in [
             *((FolderStore, name) for name in ("pin", "flush", "unpin")),
             (RunFolder, "append"),
@@ -225,8 +224,7 @@ class Fuse:
         real = getattr(owner, name)
 
         def step(*args, **options):
-            self.steps += 1
-            if self.left is not None:
+            if self.left is not None and "report.html" not in args:  # by then the round counts
                 self.left -= 1
                 if self.left < 0:
                     raise Killed

@@ -242,11 +242,11 @@ def test_home_is_down_and_the_gateway_up(tmp_path: Path, gateway: HostileServer)
         pass
     leaves = [data_of(i) for i in range(30)]
     root, other = gateway.hold(leaves, [*leaves[:15], *(data_of(-i) for i in range(1, 16))])
-    store = open_cached(tmp_path / "a", gone, gateway, timeout_s=5, retries=1)
+    store = open_cached(tmp_path / "a", gone, gateway, timeout_s=5, retries=3)
     began = time.monotonic()
     store.fetch(root)  # in one stream
     store.fetch(other)  # block by block: home is not waited for again and again
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # each try takes 1.4 s
     assert b"".join(dag.cat(store, root)) == b"".join(leaves)
     cid = store.put(data_of("new"))
     with pytest.raises(StoreUnreachable, match="ipfs daemon"):
@@ -366,25 +366,25 @@ def test_hostile_blocks_never_reach_the_folder(tmp_path: Path, node: HostileServ
     assert set(store.front) <= set(node.below(root))
 
 
-def test_threads_that_publish_together_wait_for_each_other(
-    tmp_path: Path, node: HostileServer
-) -> None:
-    cids = [open_cached(tmp_path / "a", None).put(data_of(i)) for i in range(40)]
-    store = open_cached(tmp_path / "a", node)  # all are in the folder, perhaps at home
-    missing: list[CID] = []
+def test_who_publishes_second_waits_for_the_first(tmp_path: Path, node: HostileServer) -> None:
+    for block in (b"a", b"b"):
+        open_cached(tmp_path / "a", None).put(block)
+    store = open_cached(tmp_path / "a", node)  # both are in the folder, perhaps at home
+    store.put(b"a")
+    store.put(b"b")
 
-    def work(number: int) -> None:
-        mine = [store.put(data_of(i)) for i in range(number, 40, 8)]
-        store.publish()
-        missing.extend(cid for cid in mine if cid not in node.blocks)
+    def slowly(exchange: Any) -> None:
+        exchange.wait(0.3)
+        HONEST(exchange)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    assert missing == [] and set(cids) <= set(node.blocks)
+    node.plan("/block/stat", slowly)
+    first = threading.Thread(target=store.publish)
+    first.start()
+    while not node.calls("/block/stat"):
+        time.sleep(0.01)
+    store.publish()
+    assert {CID.of(b"a"), CID.of(b"b")} <= set(node.blocks)
+    first.join(10)
 
 
 def test_a_fork_publishes_for_itself(tmp_path: Path, address: str) -> None:

@@ -181,7 +181,8 @@ WRONG: dict[str, tuple[Answer, type[StoreError]]] = {
     "gone": (said("Failed to get block: request timed out"), StoreTimeout),
     "gone from Kubo": (said("context deadline exceeded"), StoreTimeout),
     "disk full": (said("write /blocks/x: no space left on device"), StoreFull),
-    "a novel": (said("something\nquite \x1b[31mnew " * 1000), StoreError),
+    "a novel": (said("something\nquite \x1b[31mnew " * 100), StoreError),
+    "a library": (said("something\nquite \x1b[31mnew " * 1000), StoreBadAnswer),
 }
 NO_REMEDY = ("a novel", "500 of", "negative chunk", "busy", "bad gateway", "restarting", "late ")
 
