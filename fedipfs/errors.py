@@ -45,7 +45,7 @@ from __future__ import annotations
 
 
 def one_line(problem: object, limit: int = 500) -> str:
-    """`problem` as text that fits a line, a record, a terminal and any encoding, whoever wrote it."""
+    """`problem` as text that fits a line, a record and a terminal, whoever wrote it."""
     text = " ".join(str(problem).split()).encode("utf-8", "replace").decode()
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -8,7 +8,6 @@ from flwr.clientapp import ClientApp
 
 from fedipfs import cid_mod
 from fedipfs.exchange import from_numpy
-from fedipfs.store import dag
 
 app = ClientApp()
 BIG = 1.7e308
