@@ -67,6 +67,12 @@ class Plain:
             answer.raise_for_status()
             return sum(map(len, answer.iter_content(1 << 20)))
 
+    def content(self, cid: CID) -> int:
+        """The same, gathered into one `bytes`, as most programs do it."""
+        answer = self._session.post(f"{self._api}/cat", params={"arg": str(cid)})
+        answer.raise_for_status()
+        return len(answer.content)
+
 
 class Subject(NamedTuple):
     """What is measured: a daemon, and a place for folders."""
@@ -151,8 +157,13 @@ def downloads(subject: Subject, pairs: int) -> None:
     def streamed(root: CID) -> int:
         return sum(len(block) for cid, block in store.leaves(root) if cid != root)
 
+    def gathered(root: CID) -> int:
+        return len(b"".join(block for cid, block in store.leaves(root) if cid != root))
+
     title(f"get of {SIZE // 10**6} MB", f"medians of {pairs} pairs")
     read(streamed)(), read(subject.plain.cat)()
+    pair = interleave(read(gathered), read(subject.plain.content), pairs)
+    _compare("KuboStore, gathered", "plain HTTP cat, gathered", pair)
     for name, get in {"KuboStore": streamed, "CachedStore, cold, then read": through_cache}.items():
         _compare(name, "plain HTTP cat", interleave(read(get), read(subject.plain.cat), pairs))
 
