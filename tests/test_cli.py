@@ -285,7 +285,22 @@ def test_export_and_import(folder: Path, capsys: Output) -> None:
     assert name in out(capsys, "store", "ls", "--pins", "--store", "two")
     absent = str(CID.of(b"absent"))
     assert absent in refused(capsys, "store", "export", absent, "x.car")
+    assert refused(capsys, "store", "export", name, "nowhere/x.car").startswith(
+        "fedipfs: cannot use nowhere/x.car: No such file"
+    )
     assert sorted(p.name for p in folder.iterdir() if ".car" in p.name) == ["big.car"]
+
+
+def test_a_car_goes_through_a_pipe(folder: Path, capsys: Output) -> None:
+    name = out(capsys, "store", "add", "a.txt").strip()
+    fedipfs = [sys.executable, "-m", "fedipfs", "store"]
+    sent = subprocess.run([*fedipfs, "export", name, "-"], capture_output=True, check=True)
+    come = subprocess.run(
+        [*fedipfs, "import", "-", "--store", "two"], input=sent.stdout, capture_output=True
+    )
+    assert (come.returncode, come.stdout.decode()) == (0, f"{name}\n")
+    assert out(capsys, "store", "ls", "--pins", "--store", "two") == f"{name}  stdin\n"
+    assert not (folder / "-").exists()
 
 
 # ---- refusals

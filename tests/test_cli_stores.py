@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 from daemons import JsIpfs, Remote
-from hostile_http import HostileServer
+from hostile_http import HostileServer, silence
 from runs import play
 
 from fedipfs.cli import main
@@ -447,3 +449,25 @@ def test_there_is_no_bar_without_a_terminal(folder: Path) -> None:
         [sys.executable, "-m", "fedipfs", "store", "add", "big"], cwd=folder, capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+# ---- interrupts
+
+
+@pytest.mark.parametrize("size", [10, 40 << 20])
+def test_an_interrupt_does_not_wait_for_the_node(
+    node: HostileServer, folder: Path, size: int
+) -> None:
+    node.plan("/dag/import", silence)
+    (folder / "big").write_bytes(os.urandom(size))
+    command = [sys.executable, "-m", "fedipfs", "store", "add", "big"]
+    process = subprocess.Popen([*command, "--store", f"kubo:{node.address}"], stderr=-1)
+    deadline = time.monotonic() + 30
+    while not node.calls("/dag/import"):
+        assert time.monotonic() < deadline, "nothing was uploaded"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=50)
+    assert time.monotonic() - began < 10, "less than the node is waited for"
+    assert (process.returncode, err.strip()) == (130, b"")

@@ -6,8 +6,11 @@ Nothing heavy is imported before a command needs it, so that `--help` and comple
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -15,9 +18,13 @@ from fedipfs.cli import doctor, keys, runs, store
 from fedipfs.cli.base import Commands
 from fedipfs.errors import FedIPFSError
 
+_PATIENCE_S = 1.0  # after an interrupt, for threads that wait for a service
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own by default); returns the exit code."""
+    if ours := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = app.main(args=argv, prog_name="fedipfs", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -31,6 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}", 2)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Stop in good order, but soon: Python would wait for threads for as long as a timeout."""
+    end = threading.Timer(_PATIENCE_S, _exit_at_once)
+    end.daemon = True
+    end.start()
+    raise KeyboardInterrupt
+
+
+def _exit_at_once() -> None:
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # a progress bar may have hidden the cursor
+    os._exit(130)
 
 
 def _complain(text: str, code: int) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -27,8 +24,8 @@ _MEANS = {
 }
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.command()
+@click.argument("words", nargs=-1)
 @click.option(
     "--store", "spec", metavar="SPEC", shell_complete=complete_store, help="As in `fedipfs store`."
 )
@@ -46,14 +43,10 @@ def doctor(ctx: click.Context, words: tuple[str, ...], spec: str | None, as_json
     from fedipfs.store.doctor import examine
 
     findings: list[Finding] = []
-    try:
-        for finding in examine(_checks(words, spec)):
-            findings.append(finding)
-            if not as_json:
-                click.echo(_line(finding))
-    except KeyboardInterrupt:
-        _leave(130)
-        raise
+    for finding in examine(_checks(words, spec)):
+        findings.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
     problems = sum(finding.level == "problem" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     if as_json:
@@ -61,9 +54,7 @@ def doctor(ctx: click.Context, words: tuple[str, ...], spec: str | None, as_json
         print_json({"problems": problems, "warnings": warnings, "findings": found})
     else:
         click.echo(f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
-    code = 2 if problems else 0
-    _leave(code)
-    ctx.exit(code)
+    ctx.exit(2 if problems else 0)
 
 
 def _checks(words: Sequence[str], spec: str | None) -> Iterator[Check]:
@@ -137,11 +128,3 @@ def _line(finding: Finding) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
-
-
-def _leave(code: int) -> None:
-    """End at once if a check still hangs: Python would wait for the threads that it started."""
-    if any(thread.name.startswith("fedipfs-doctor-") for thread in threading.enumerate()):
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)

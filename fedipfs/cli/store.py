@@ -34,7 +34,8 @@ def commands() -> None:
 
     The store is --store SPEC, else $FEDIPFS_STORE, else runs/store. SPEC is a folder's path, or
     kubo:ADDRESS, gateway:URL,URL, cached:PATH (a folder before the node at the default address),
-    or a mapping as JSON with `kind` and that store's options. FILE may be - for standard input.
+    or a mapping as JSON with `kind` and that store's options; it comes after the command's name.
+    FILE may be - for standard input; that of `export`, for standard output.
     """
 
 
@@ -88,6 +89,25 @@ def _source(name: str) -> Iterator[BinaryIO]:
             yield file
 
 
+@contextmanager
+def _target(name: str) -> Iterator[BinaryIO]:
+    """A file that appears whole or not at all, or standard output."""
+    from fedipfs.store.files import os_errors
+
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    file = Path(name)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with os_errors(name):
+            with temporary.open("wb") as stream:
+                yield stream
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @commands.command()
 @files_argument
 @weights_option
@@ -104,9 +124,13 @@ def add(files: tuple[str, ...], weights: bool, spec: str) -> None:
         ):
             cid = dag.add(blocks, _chunks(stream, weights))
             blocks.publish()
-        blocks.pin(cid, "stdin" if name == "-" else Path(name).name)
+        blocks.pin(cid, _pin_name(name))
         blocks.flush()
         _print_cid(cid, name, files)
+
+
+def _pin_name(file: str) -> str:
+    return "stdin" if file == "-" else Path(file).name
 
 
 def _bytes_of(stream: BinaryIO) -> int | None:
@@ -351,30 +375,25 @@ def verify(spec: str) -> None:
 
 @commands.command()
 @cid_argument
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(allow_dash=True))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @store_option
-def export(cid: CID, file: Path, force: bool, spec: str) -> None:
-    """Write a CID and everything it links to into a CAR FILE, sealed content as it is stored."""
+def export(cid: CID, file: str, force: bool, spec: str) -> None:
+    """Write a CID and everything it links to into a CAR FILE, sealed content as it is stored.
+
+    Every block has to be there: what `gc` has removed of a run cannot be exported with its head.
+    """
     from fedipfs.ipld import DAG_CBOR, unixfs
     from fedipfs.store import dag
 
-    if file.exists() and not force:
+    if file != "-" and Path(file).exists() and not force:
         raise click.UsageError(f"{file} exists: choose another name, or add --force")
     blocks = open_blocks(spec)
     total = None if cid.codec == DAG_CBOR else unixfs.size(cid, blocks.get)
     with counted("fetch", blocks, "fetched_bytes", total):
         blocks.fetch(cid)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with (
-            temporary.open("wb") as stream,
-            counted(f"export {file.name}", blocks, "get_bytes", total),
-        ):
-            dag.export_car(blocks, [cid], stream)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _target(file) as out, counted(f"export {Path(file).name}", blocks, "get_bytes", total):
+        dag.export_car(blocks, [cid], out)
 
 
 @commands.command(name="import")
@@ -392,7 +411,7 @@ def import_(file: str, spec: str) -> None:
         roots = dag.import_car(blocks, stream)
         blocks.publish()
     for root in roots:
-        blocks.pin(root, Path(file).name)
+        blocks.pin(root, _pin_name(file))
     blocks.flush()
     for root in roots:
         click.echo(str(root))

@@ -50,7 +50,6 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     config = _copy(config)
     assert isinstance(config, dict)
     _whole(config)
-    clients, data, train = config["clients"], config["data"], config["train"]
     _integer(config, "rounds", 1)
     _integer(config, "seed", 0)
     _text(config, "experiment")
@@ -66,6 +65,15 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
         _text(config["task"], key, "task.")
     if not isinstance(config["task"]["options"], dict):
         raise ConfigError(f"task.options={config['task']['options']} should be {{key: value}}")
+    _clients(config["clients"])
+    _evaluate(config["evaluate"])
+    _data(config["data"], config["evaluate"]["federated"])
+    _train(config["train"])
+    _engine(config["engine"], config["clients"]["per_round"])
+    return config
+
+
+def _clients(clients: dict[str, Any]) -> None:
     _integer(clients, "total", 1, "clients.")
     _integer(clients, "per_round", 1, "clients.")
     if clients["per_round"] > clients["total"]:
@@ -81,8 +89,16 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
             f"clients.min_successes={clients['min_successes']} is more than clients.per_round="
             f"{clients['per_round']}; no round could succeed"
         )
-    _flag(config["evaluate"], "server", "evaluate.")
-    _flag(config["evaluate"], "federated", "evaluate.")
+
+
+def _evaluate(evaluate: dict[str, Any]) -> None:
+    _flag(evaluate, "server", "evaluate.")
+    _flag(evaluate, "federated", "evaluate.")
+    _integer(evaluate, "every", 1, "evaluate.")
+    _integer(evaluate, "batch_size", 1, "evaluate.")
+
+
+def _data(data: dict[str, Any], federated: bool) -> None:
     _text(data, "root", "data.", optional=True)
     _choice(data, "partition", ("iid", "dirichlet", "shards", "pathological"), "data.")
     _choice(data, "fallback", ("digits", "error"), "data.")
@@ -90,12 +106,15 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _integer(data, "shards_per_client", 1, "data.")
     _integer(data, "classes_per_client", 1, "data.")
     if data["validation"] is None:
-        data["validation"] = 0.1 if config["evaluate"]["federated"] else 0.0
+        data["validation"] = 0.1 if federated else 0.0
     _number(data, "validation", 0.0, 0.9, "data.")
-    if config["evaluate"]["federated"] and not data["validation"]:
+    if federated and not data["validation"]:
         raise ConfigError(
             "evaluate.federated=true needs examples to evaluate on; set data.validation=0.1"
         )
+
+
+def _train(train: dict[str, Any]) -> None:
     _integer(train, "batch_size", 1, "train.")
     _integer(train, "epochs", 1, "train.", optional=train["steps"] is not None)
     _integer(train, "steps", 1, "train.", optional=True)
@@ -103,17 +122,16 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     if clip is not None and not (_is_number(clip) and clip > 0):
         raise ConfigError(f"train.clip_norm={clip} is not a number above 0, nor null for no limit")
     _choice(train, "device", ("cpu", "cuda", "auto"), "train.")
-    _integer(config["evaluate"], "every", 1, "evaluate.")
-    _integer(config["evaluate"], "batch_size", 1, "evaluate.")
-    engine = config["engine"]
+
+
+def _engine(engine: dict[str, Any], most: int) -> None:
     _choice(engine, "name", ("local", "serial"), "engine.")
     if engine["name"] == "local":
         if engine["workers"] is None:
             engine["workers"] = os.cpu_count() or 1
         _integer(engine, "workers", 1, "engine.")
-        engine["workers"] = min(engine["workers"], clients["per_round"])  # more would be idle
+        engine["workers"] = min(engine["workers"], most)  # more would be idle
         _number(engine, "timeout_s", 0.001, 1e9, "engine.")
-    return config
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,10 @@ class Credentials:
         The form is that of Kubo's API.Authorizations. Raises ConfigError.
         """
         if file is not None:
+            if not isinstance(file, str):
+                raise ConfigError(
+                    f"store.credentials={file!r:.80} is no file: name one with {_HOW}"
+                )
             return cls._parse(_read_private(file), file)
         if text := os.environ.get(VARIABLE):
             return cls._parse(text, f"${VARIABLE}")

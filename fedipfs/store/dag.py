@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fedipfs.errors import DagCborError
+from fedipfs.errors import CarError, DagCborError
 from fedipfs.ipld import CID, DAG_CBOR, RAW, car, dagcbor, links, unixfs
 from fedipfs.store.base import Store
 
@@ -82,11 +82,21 @@ def export_car(store: Store, roots: Iterable[CID], file: BinaryIO) -> None:
 
 
 def import_car(store: Store, file: BinaryIO) -> list[CID]:
-    """Store every block of a CARv1 stream, each checked; returns its roots. Raises CarError.
+    """Store every block of a CARv1 stream, each checked; returns its roots.
 
-    Blocks before a damaged one stay stored; they are whole. Pin the roots to keep them.
+    Raises CarError, also when blocks that others link to are neither in it nor in the store: a
+    stream that is cut between two blocks looks whole. What came before an error stays stored.
+    Pin the roots to keep them.
     """
     roots, blocks = car.read(file)
+    came: set[CID] = set()
+    wanted = {root.to_v1() for root in roots}
     for cid, block in blocks:
-        store.put(block, cid.codec)
+        came.add(store.put(block, cid.codec))
+        wanted.update(link.to_v1() for link in links(cid, block))
+    if missing := [cid for cid in sorted(wanted - came) if not store.has(cid)]:
+        raise CarError(
+            f"the CAR lacks {len(missing)} blocks that it links to, {missing[0]} first, and so "
+            "does the store: was it copied whole? Export it again, or import the others first"
+        )
     return roots

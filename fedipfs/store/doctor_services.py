@@ -16,7 +16,7 @@ from fedipfs.observe.summary import duration
 from fedipfs.store import held
 from fedipfs.store.doctor import PIN, TRIAL, Check, Finding, Level, free_space, read_back
 from fedipfs.store.gateway import GatewayStore
-from fedipfs.store.guard import FAILURES, Guard, new_session, protect
+from fedipfs.store.guard import FAILURES, Guard, innermost, new_session, protect
 from fedipfs.store.kubo import KuboStore
 from fedipfs.store.spec import open_store
 
@@ -269,8 +269,9 @@ def _ask(method: str, url: str, *, near: bool) -> _Answer:
             if guard.expired:
                 late = f"{url} did not answer within {TIMEOUT_S:g} s: try again, or use another"
                 raise StoreTimeout(late) from None
-            problem = one_line(error, 160)
-            raise StoreUnreachable(f"{url} does not answer ({problem}): use another") from None
+            raise StoreUnreachable(
+                f"{url} does not answer ({innermost(error)}): use another"
+            ) from None
     return _Answer(response.status_code, response.headers, body, before + seconds / 2, seconds)
 
 

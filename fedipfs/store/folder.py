@@ -16,6 +16,7 @@ from fedipfs.ipld import CID, RAW
 from fedipfs.store import gc, layout, pins
 from fedipfs.store.base import MAX_BLOCK, Counters, GcReport, StoreStat, VerifyReport
 from fedipfs.store.files import os_errors, sync, sync_filesystem, translated, write_whole
+from fedipfs.store.options import check_flag, check_number
 from fedipfs.store.usage import Cap
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class FolderStore:
         max_bytes: int | None = None,
         create: bool = True,
     ) -> None:
-        if max_bytes is not None and max_bytes <= 0:
-            raise ConfigError(f"store max_bytes={max_bytes} must be positive, or null for no limit")
+        if max_bytes is not None:
+            check_number("max_bytes", max_bytes, least=1, most=1e18)
+        check_flag("durable", durable)
         self.path = Path(path)
         self.durable = durable
         self.counters = Counters()

@@ -28,7 +28,8 @@ from fedipfs.errors import (
 )
 from fedipfs.ipld import CID, RAW, car, links
 from fedipfs.store.base import MAX_BLOCK, Counters
-from fedipfs.store.guard import FAILURES, Guard, new_session
+from fedipfs.store.guard import FAILURES, Guard, innermost, new_session
+from fedipfs.store.options import check_number
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -52,8 +53,7 @@ class GatewayStore:
         if isinstance(urls, str) or not urls:
             raise ConfigError(f"store.urls={urls!r} should be a list of at least one gateway's URL")
         self.urls = [_checked_url(url) for url in urls]
-        if not isinstance(timeout_s, int | float) or not 0.1 <= timeout_s <= 1e9:
-            raise ConfigError(f"store.timeout_s={timeout_s!r} is not a number from 0.1 to 1e9")
+        check_number("timeout_s", timeout_s, least=0.1)
         self.timeout_s = timeout_s
         self.counters = Counters()
         self._session: Any = None
@@ -196,7 +196,7 @@ class GatewayStore:
             except FAILURES as error:
                 if guard.expired:
                     raise _late(what, self.timeout_s) from None
-                raise StoreUnreachable(f"{what} does not answer: {one_line(error, 120)}") from None
+                raise StoreUnreachable(f"{what} does not answer ({innermost(error)})") from None
 
     def _http(self) -> Any:
         if self._session is None or self._process != os.getpid():  # sockets are not for two

@@ -22,7 +22,7 @@ from typing import Any
 from ipfshttpclient import requests_wrapper as requests
 from urllib3.exceptions import HTTPError
 
-from fedipfs.errors import StoreBadAnswer
+from fedipfs.errors import StoreBadAnswer, one_line
 
 # ipfshttpclient passes it to urllib3, which has ignored it for years.
 warnings.filterwarnings("ignore", "The 'strict' parameter is no longer needed", FutureWarning)
@@ -227,3 +227,10 @@ def new_session() -> Any:
     session.headers = {"Accept-Encoding": "identity", "User-Agent": "fedipfs"}
     protect(session, elsewhere=True)
     return session
+
+
+def innermost(problem: BaseException) -> str:
+    """The innermost words of a failed connection."""
+    while (inner := problem.__cause__ or problem.__context__) is not None:
+        problem = inner
+    return one_line(getattr(problem, "strerror", None) or problem, 100)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from fedipfs.ipld.ahead import map_ahead
 from fedipfs.store import held
 from fedipfs.store.address import Address, Credentials, permit
 from fedipfs.store.base import MAX_BLOCK, Counters, GcReport, StoreStat
+from fedipfs.store.options import check_flag, check_number
 from fedipfs.store.outbox import Outbox
 from fedipfs.store.rpc import MAX_LISTING, DaemonGaveUp, Rpc, Upload
 
@@ -68,9 +69,11 @@ class KuboStore:
         lease_s: float = 86400.0,
         peers: Sequence[str] = (),
     ) -> None:
-        _check_number("timeout_s", timeout_s, least=0.1)
-        _check_number("lease_s", lease_s, least=0)
-        _check_number("retries", retries, least=0)
+        check_number("timeout_s", timeout_s, least=0.1)
+        check_number("lease_s", lease_s, least=0)
+        check_number("retries", retries, least=0)
+        check_flag("open_rpc", open_rpc)
+        check_flag("pin", pin)
         listed = isinstance(peers, Sequence) and not isinstance(peers, str)
         if not listed or not all(isinstance(peer, str) for peer in peers):
             raise ConfigError(f"store.peers={peers!r:.80} is no list of multiaddrs")
@@ -83,7 +86,7 @@ class KuboStore:
         self._pin, self._lease_s = pin, lease_s
         self._outbox = Outbox(self._import)
         self._process = 0  # whose node has been connected to its peers
-        self._leases: deque[tuple[int, CID]] = deque()  # made here; others' end by `gc`
+        self._leases: list[tuple[int, CID]] = []  # made here; others' end by `gc`
         self._records: dict[CID, held.Pin | held.Lease | None] = {}  # what pinned CIDs are for
 
     def __repr__(self) -> str:
@@ -206,14 +209,14 @@ class KuboStore:
         if not self._pin:
             return
         self._first_call()
+        what = f"pin of {root}"
         record, block = held.pin_record(root, name, recursive)
         try:
             # Stored and pinned in one call: no garbage collection comes in between.
-            self._send([(record, block)], [record], pin=True)
+            self._send(what, [(record, block)], [record], pin=True)
             return
         except BlockNotFound:
             pass  # some of the content is not there: asked again, the node looks among its peers
-        what = f"pin of {root}"
         answer = self.rpc.ask(
             what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME)
         )
@@ -308,19 +311,23 @@ class KuboStore:
     def _import(self, blocks: list[tuple[CID, bytes]]) -> None:
         """Send blocks as one CAR, with the lease that keeps them."""
         self._first_call()
+        what = f"upload of {len(blocks)} blocks, {blocks[0][0]} first"
         if not self._pin:
-            self._send(blocks, [blocks[0][0]], pin=False)
+            self._send(what, blocks, [blocks[0][0]], pin=False)
             return
         now = int(time.time())
         times = held.Lease(now, now + int(self._lease_s))
         root, lease = held.lease_record([cid for cid, _ in blocks], times)
-        self._send([*blocks, (root, lease)], [root], pin=True)
+        self._send(what, [*blocks, (root, lease)], [root], pin=True)
         self._leases.append((times.until, root))
-        while self._leases and self._leases[0][0] <= now:
-            self._release(self._leases.popleft()[1])
+        for ended in [lease for lease in self._leases.copy() if lease[0] <= now]:
+            with contextlib.suppress(ValueError):  # another upload's thread has come first
+                self._leases.remove(ended)
+                self._release(ended[1])
 
-    def _send(self, blocks: list[tuple[CID, bytes]], roots: list[CID], *, pin: bool) -> None:
-        what = f"upload of {len(blocks)} blocks, {blocks[0][0]} first"
+    def _send(
+        self, what: str, blocks: list[tuple[CID, bytes]], roots: list[CID], *, pin: bool
+    ) -> None:
         flags: Any = {"pin-roots": str(pin).lower(), "stats": "true"}
         upload = Upload(list(car.write(roots, blocks)))
         answers = self.rpc.post(what, "/dag/import", upload=upload, **flags)
@@ -417,8 +424,3 @@ def _integer(answer: Any, key: str, what: str) -> int:
         return int(value)
     except ValueError:
         raise StoreBadAnswer(f"{what}: {key} is {value!r:.40} in the answer, no number") from None
-
-
-def _check_number(name: str, value: float, *, least: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1e9:
-        raise ConfigError(f"store.{name}={value!r} is not a number from {least:g} to 1e9")

@@ -7,7 +7,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from typing import Any
 
 from fedipfs.ipld import CID
 
@@ -67,14 +68,11 @@ class Outbox:
             self._waiting |= batch
         self._under_way = []
         self._size = _cost(self._waiting)
-        self._pool: ThreadPoolExecutor | None = None
 
     def _depart(self) -> None:
         """Send a batch of what waits, as soon as fewer than `IN_FLIGHT` are under way."""
         if len(self._under_way) == IN_FLIGHT:
             self._land()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fedipfs-upload")
         batch: Batch = {}
         size = 0
         for cid, block in self._waiting.items():
@@ -83,7 +81,7 @@ class Outbox:
             batch[cid] = block
             size += len(block) + _EACH
         with self._lock:
-            self._under_way.append((self._pool.submit(self._send, list(batch.items())), batch))
+            self._under_way.append((_begun(self._send, list(batch.items())), batch))
             for cid in batch:
                 del self._waiting[cid]
         self._size -= size
@@ -106,6 +104,25 @@ class Outbox:
             raise problem
         finally:
             del problem, batch, future  # a cycle with this frame would keep the blocks
+
+
+def _begun(send: Callable[[list[tuple[CID, bytes]]], None], blocks: Any) -> Future[None]:
+    """What becomes of `send(blocks)`, in a thread for which a process that ends does not wait."""
+    future: Future[None] = Future()
+    name = "fedipfs-upload"
+    threading.Thread(target=_run, args=(future, send, blocks), name=name, daemon=True).start()
+    return future
+
+
+def _run(future: Future[None], send: Callable[[Any], None], blocks: Any) -> None:
+    try:
+        send(blocks)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    finally:
+        del future, blocks  # a cycle with the error's frame would keep the blocks
 
 
 def _cost(batch: Batch) -> int:

@@ -32,7 +32,7 @@ from fedipfs.errors import (
     one_line,
 )
 from fedipfs.store.address import Address, Credentials
-from fedipfs.store.guard import FAILURES, Guard, protect
+from fedipfs.store.guard import FAILURES, Guard, innermost, protect
 
 MAX_JSON = 1 << 20  # bytes of an ordinary answer
 MAX_LISTING = 16 << 20  # bytes of a list of pins or of removed blocks: about 150,000 of them
@@ -222,7 +222,7 @@ class Rpc:
             )
         if isinstance(problem, (theirs.CommunicationError, *FAILURES)):
             return StoreUnreachable(
-                f"{where} does not answer ({_reason(problem)}); start it with `ipfs daemon`, or "
+                f"{where} does not answer ({innermost(problem)}); start it with `ipfs daemon`, or "
                 "set store.address to its RPC address"
             )
         # Garbage instead of JSON, missing fields, a depth that exceeds the parser's.
@@ -280,11 +280,3 @@ def _objects(body: bytes) -> list[Any]:
 def _end_of_blank(text: str, position: int) -> int:
     match = _BLANK.match(text, position)
     return match.end() if match else position
-
-
-def _reason(problem: Exception) -> str:
-    """The innermost words of a failed connection."""
-    deepest: BaseException = problem
-    while (inner := deepest.__cause__ or deepest.__context__) is not None:
-        deepest = inner
-    return one_line(getattr(deepest, "strerror", None) or deepest, 100)

@@ -11,6 +11,7 @@ from fedipfs.errors import ConfigError
 from fedipfs.store.base import Store
 from fedipfs.store.cached import CachedStore
 from fedipfs.store.folder import FolderStore
+from fedipfs.store.options import check_flag
 
 Spec = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -88,6 +89,7 @@ def _cached(
     kubo: Mapping[str, Any] | None = None,
     gateway: Mapping[str, Any] | None = None,
 ) -> Store:
+    check_flag("prefetch", prefetch)
     front = FolderStore(path, durable=False, max_bytes=max_bytes)
     home: Any = None if kubo is None else _kubo(**_without_kind(kubo))
     away = {} if gateway is None else _without_kind(gateway)

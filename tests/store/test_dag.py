@@ -105,6 +105,20 @@ def test_a_damaged_car_stores_only_whole_blocks(store: FolderStore, tmp_path: Pa
         assert report.damaged == [] and set(other) <= set(store)
 
 
+def test_a_car_that_was_cut_between_blocks_is_refused(store: FolderStore, tmp_path: Path) -> None:
+    leaves = [b"a", b"b", b"c"]
+    root = unixfs.build(leaves, store.put)
+    blocks = [(cid, store.get(cid)) for cid in dag.walk(store, root)]
+    for come in range(4):
+        cut = io.BytesIO(b"".join(car.write([root], blocks[:come])))
+        other = FolderStore(tmp_path / str(come))
+        with pytest.raises(CarError, match=f"lacks {4 - come if come else 1} blocks"):
+            dag.import_car(other, cut)
+        assert len(list(other)) == come
+    rest = io.BytesIO(b"".join(car.write([root], blocks[:2])))
+    assert dag.import_car(store, rest) == [root], "the others are here already"
+
+
 def test_a_car_of_the_reference_writer(store: Store) -> None:
     names = json.loads((REFERENCE / "reference.json").read_text())
     with open(REFERENCE / "reference.car", "rb") as file:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from daemons import JsIpfs, Remote
-from hostile_http import Answer, HostileServer, reply, said, silence
+from hostile_http import HONEST, Answer, Exchange, HostileServer, reply, said, silence
 
 from fedipfs.ipld import CID
 from fedipfs.store import FolderStore, doctor, doctor_services
@@ -212,16 +212,19 @@ def test_no_space_left_while_uploading(node: HostileServer) -> None:
 
 
 def test_a_pin_that_is_refused(node: HostileServer) -> None:
-    node.plan("/pin/add", said("pins are off today"))
+    node.plan("/dag/import", HONEST, HONEST, said("pins are off today"))
     fault(spec(node), "problem", "node", "pins", "pins are off today")
     assert node.pins == set()
 
 
 def test_a_pin_that_is_not_kept(node: HostileServer) -> None:
-    node.plan(
-        "/pin/add",
-        lambda exchange: reply(json.dumps({"Pins": [exchange.request.query["arg"]]}))(exchange),
-    )
+    def forgetful(exchange: Exchange) -> None:
+        before = set(node.pins)
+        answer = node._do_dag_import(exchange.request, "")
+        node.pins.intersection_update(before)
+        reply(answer)(exchange)
+
+    node.plan("/dag/import", HONEST, HONEST, forgetful)
     fault(spec(node), "problem", "node", "pins", "not among its pins")
 
 

@@ -184,10 +184,19 @@ class HostileServer:
             count += 1
         lines: list[object] = []
         if request.query["pin-roots"] == "true":
-            self.pins.update(roots)
-            lines = [{"Root": {"Cid": {"/": str(root)}, "PinErrorMsg": ""}} for root in roots]
+            lines = [self._pinned(root) for root in roots]
         lines.append({"Stats": {"BlockCount": count, "BlockBytesCount": 1}})
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+    def _pinned(self, root: CID) -> object:
+        """What Kubo says of a root that it imported: it reads the whole DAG before it pins it."""
+        problem = ""
+        try:
+            self.below(root)
+            self.pins.add(root)
+        except KeyError as error:
+            problem = f"block was not found locally (offline): ipld: could not find {error}"
+        return {"Root": {"Cid": {"/": str(root)}, "PinErrorMsg": problem}}
 
     def _do_pin_add(self, request: Request, arg: str) -> object:
         cid = CID.parse(arg)
