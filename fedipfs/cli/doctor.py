@@ -105,13 +105,20 @@ def _sealing(spec: str) -> Iterator[Finding]:
     """What an app with this environment would seal."""
     from fedipfs.exchange import choose_seal
     from fedipfs.store import is_shared
+    from fedipfs.store.doctor import Finding
 
     try:
         shared = is_shared(spec)
     except ConfigError:  # said of the store
         return
     asked, because = map(os.environ.get, ("FEDIPFS_SEAL", "FEDIPFS_UNSEALED_BECAUSE"))
-    yield _means(choose_seal(asked, shared=shared, because=because))
+    seal = choose_seal(asked, shared=shared, because=because)
+    if seal != "none" and not all(map(os.environ.get, ("FEDIPFS_IDENTITY", "FEDIPFS_TRUST"))):
+        text = f"seal={seal}, and no keys are named: a Flower app would refuse to start"
+        remedy = "set FEDIPFS_IDENTITY and FEDIPFS_TRUST where it runs (docs/trust.md)"
+        yield Finding("run", "sealing", "warning", text, remedy)
+        return
+    yield _means(seal)
 
 
 def _means(seal: str) -> Finding:
