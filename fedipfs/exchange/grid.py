@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -48,7 +49,8 @@ class CidGrid(Grid):
     that a node belongs to, if that is known: only that one may sign its replies.
 
     With keys, messages are signed for the run and round in `stamp`; while that is None, for
-    Flower's run id and the "server-round" that Flower's strategies put into messages.
+    Flower's run id with a nonce of this grid's and the "server-round" that Flower's strategies put
+    into messages.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class CidGrid(Grid):
         self._read_updates = read_updates
         self._name_of = name_of
         self.stamp: Stamp | None = None
+        self._nonce = secrets.token_hex(8)  # run ids are the SuperLink's, which could use one twice
         self._announced: list[str] = []
         self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> what it signed last, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
@@ -150,6 +153,9 @@ class CidGrid(Grid):
             if reply.has_error():
                 # For a lost node the SuperLink answers under its own node id.
                 reply = Message(reply.error, reply_to=message)
+            elif reply.metadata.src_node_id != message.metadata.dst_node_id:
+                reason = f"node {reply.metadata.src_node_id} answered what was asked of this one"
+                reply = Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
             replies.append(self._open(reply, message, stored))
         return replies
 
@@ -180,12 +186,13 @@ class CidGrid(Grid):
         """What a message is signed for."""
         if self._exchange.vault.party is None:
             return None
+        to = address(message, message.metadata.dst_node_id)
         if self.stamp is not None:
-            return self.stamp._replace(to=address(message))
+            return self.stamp._replace(to=to)
         records = message.content.config_records.values()
         rounds = [record.get("server-round") for record in records]
         number = next((value for value in rounds if isinstance(value, int)), 0)
-        return Stamp(f"flower:{message.metadata.run_id}", number, address(message))
+        return Stamp(f"flower:{message.metadata.run_id}:{self._nonce}", number, to)
 
     def _store(self, key: str, record: ArrayRecord) -> StoredArrays:
         model = self._model.get(key)

@@ -35,17 +35,21 @@ class Exchange:
     def __init__(self, where: Store | Vault) -> None:
         self.vault = vault_of(where)
 
-    def swap_out(self, content: RecordDict, stamp: Stamp | None = None) -> RecordDict:
+    def swap_out(
+        self, content: RecordDict, stamp: Stamp | None = None, *, reader: str | None = None
+    ) -> RecordDict:
         """A fresh RecordDict in which references stand for the array records of `content`.
 
         What they refer to has been published when this returns. A vault with a party signs, for
-        the run and round of `stamp`. Raises EdgeError if anything else is larger than 1 KiB.
+        the run and round of `stamp`. What is sealed is for all of the other side, or for the
+        organization `reader` alone. Raises EdgeError if anything else is larger than 1 KiB.
         """
+        vault = self.vault if reader is None else self.vault.only_for(reader)
         references: dict[str, str] = {}
         slim = RecordDict()
         for key, record in content.items():
             if isinstance(record, ArrayRecord):
-                cid, order = put_arrays(self.vault, record)
+                cid, order = put_arrays(vault, record)
                 references[f"cid:{key}"] = str(cid)
                 if order is not None:
                     references[f"order:{key}"] = str(order)

@@ -8,7 +8,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.signing import address, stamp_of
+from fedipfs.exchange.signing import address, signer_of, stamp_of
 
 PREFETCH = "query.prefetch"  # the type of a message that announces the next model
 
@@ -22,17 +22,18 @@ def cid_mod(
     $FEDIPFS_STORE names, verified, on access. A model that is only announced (CidGrid.announce) is
     fetched, and the app is not asked. The reply's arrays go into the store and only
     their CIDs travel. With keys ($FEDIPFS_IDENTITY, see default.py) what came must be signed by a
-    coordinator for this node, and the reply is signed. Raises what `Exchange` raises; Flower turns
-    that into an error reply.
+    coordinator for this node, and the reply is signed, and sealed for that coordinator alone.
+    Raises what `Exchange` raises; Flower turns that into an error reply.
     """
     exchange = Exchange(default_vault("participant"))
-    stamp = stamp_of(message.content)
-    expected = stamp and stamp._replace(to=address(message))
+    stamp, reader = stamp_of(message.content), signer_of(message.content)
+    # The node's own number: that in the message is of whoever carried it.
+    expected = stamp and stamp._replace(to=address(message, context.node_id))
     message.content = exchange.swap_in(message.content, expected=expected)
     if message.metadata.message_type == PREFETCH:
         reply = Message(RecordDict(), reply_to=message)
     else:
         reply = call_next(message, context)
     if reply.has_content():
-        reply.content = exchange.swap_out(reply.content, stamp)
+        reply.content = exchange.swap_out(reply.content, stamp, reader=reader)
     return reply

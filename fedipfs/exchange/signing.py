@@ -34,9 +34,9 @@ class Stamp(NamedTuple):
     to: str = ""
 
 
-def address(message: Message) -> str:
-    """The type and the node of a message to a client."""
-    return f"{message.metadata.message_type} {message.metadata.dst_node_id}"
+def address(message: Message, node: int) -> str:
+    """What a message to a client asks, and of which node."""
+    return f"{message.metadata.message_type} {node}"
 
 
 def stamp_of(content: RecordDict) -> Stamp | None:
@@ -91,6 +91,13 @@ def check(
     except FormatError as error:
         raise SignatureWrong(f"the message cannot have been signed: {error}") from None
     return party.verify(by, statement, signature)
+
+
+def signer_of(content: RecordDict) -> str | None:
+    """The organization that a message names as its signer; `check` says whether it is."""
+    record = content.get(KEY)
+    found = record.get("by") if isinstance(record, ConfigRecord) else None
+    return found if isinstance(found, str) else None
 
 
 def signature_of(content: RecordDict) -> bytes:

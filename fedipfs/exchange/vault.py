@@ -53,19 +53,32 @@ def choose_seal(seal: str | None, *, shared: bool, because: str | None) -> Seal:
 
 
 class Vault:
-    """A store, and who may read what is put into it. Without a `party` nothing is sealed."""
+    """A store, and who may read what is put into it. Without a `party` nothing is sealed.
 
-    def __init__(self, store: Store, party: Party | None = None, seal: Seal = "none") -> None:
+    What is shared is for all of the other side, or for the organization `only`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        party: Party | None = None,
+        seal: Seal = "none",
+        only: str | None = None,
+    ) -> None:
         if seal not in SEALS:
             raise ConfigError(f"seal={seal} is not one of {', '.join(SEALS)}")
         if seal != "none" and party is None:
             raise ConfigError(
                 f"seal={seal} needs keys of this party: name its identity and its trust list"
             )
-        self.store, self.party, self.seal = store, party, seal
+        self.store, self.party, self.seal, self._only = store, party, seal, only
         coordinates = party is not None and party.role == "coordinator"
         self._seals_shared = seal == "all" or (seal == "updates" and not coordinates)
         self._wants_sealed = seal == "all" or (seal == "updates" and coordinates)
+
+    def only_for(self, organization: str) -> Vault:
+        """The same, but what is shared is sealed to this organization of the other side alone."""
+        return Vault(self.store, self.party, self.seal, organization)
 
     def put_weights(
         self, specs: Iterable[TensorSpec], tensor: Callable[[str], Any], *, private: bool = False
@@ -113,7 +126,7 @@ class Vault:
         if self.party is None:
             raise NotSealed(f"{cid} is sealed, and there are no keys here to open it with")
         opener = Opener(head, self.party.identity)
-        if sender is not None and opener.sender != sender.key_id:
+        if sender is not None and opener.sender != sender.sender_id:
             raise SignatureWrong(f"{cid} was sealed by another than {sender.organization}")
         opened = _Opened(stored, opener)
         if max_bytes is not None and sum(opened.sizes) > max_bytes:
@@ -151,7 +164,7 @@ class Vault:
             return ()
         if private:
             return [self.party.identity.public]
-        audience = self.party.audience()
+        audience = self.party.audience(self._only)
         if set(audience) <= {self.party.identity.public}:
             raise ConfigError(
                 f"the trust list of {self.party.name} has no valid {self.party.others} to seal to: "

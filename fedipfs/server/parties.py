@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedipfs.errors import KeyFileError
+from fedipfs.errors import KeyFileError, TrustListError
 from fedipfs.trust import Identity, Member, TrustList
 from fedipfs.trust.party import Party
 
@@ -33,6 +33,11 @@ def coordinator(run: Path, identity: str | None, participants: Iterable[str]) ->
         raise KeyFileError(
             f"{path} is gone, and without it what the run sealed cannot be opened: put back a "
             "copy, or start a new run"
+        )
+    if (run / "head").exists() and not (folder / _LIST).exists():
+        raise TrustListError(
+            f"{folder / _LIST} is gone, and with it what was revoked: put back a copy, or start a "
+            "new run"
         )
     own = None if identity is None else _own(identity)  # a run without it leaves no trace
     folder.mkdir(mode=0o700, exist_ok=True)

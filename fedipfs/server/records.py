@@ -142,12 +142,22 @@ def get(vault: Vault, cid: CID) -> dict[str, Any]:
     record = dag.get_record(vault.store, cid)
     if not isinstance(record, dict) or record.get("type") not in (RUN, ROUND):
         raise RunError(f"{cid} is not a record of a FedIPFS run")
+    if record["type"] == ROUND:
+        _check_form(cid, record)
     if vault.party is not None:
         _check(vault.party, cid, record)
         if "details" in record:
             with suppress(NotRecipient):  # a participant checks the signatures all the same
                 record |= vault.get_record(record["details"])
     return record
+
+
+def _check_form(cid: CID, record: Mapping[str, Any]) -> None:
+    """RunError unless a round's record has a number and links that lead on."""
+    number = record.get("round")
+    linked = all(type(record.get(key)) is CID for key in ("run", "parent"))
+    if type(number) is not int or number < 1 or not linked:
+        raise RunError(f"{cid} is no record of a round: its round, run or parent is malformed")
 
 
 def _check(party: Party, cid: CID, record: Mapping[str, Any]) -> None:
@@ -157,8 +167,7 @@ def _check(party: Party, cid: CID, record: Mapping[str, Any]) -> None:
     if not isinstance(signature, bytes) or not isinstance(by, str):
         raise SignatureWrong(f"the signature of the record {cid} is incomplete")
     value = {key: item for key, item in record.items() if key not in _SIGNATURE}
-    run = value.get("run")
-    statement = _statement(value, run if isinstance(run, CID) else None)
+    statement = _statement(value, value["run"] if value["type"] == ROUND else None)
     if party.role == "coordinator":
         party.verify_own(by, statement, signature)
     else:
@@ -167,7 +176,7 @@ def _check(party: Party, cid: CID, record: Mapping[str, Any]) -> None:
 
 def _statement(value: Mapping[str, Any], run: CID | None) -> Statement:
     cid = CID.of(dagcbor.encode(dict(value)), DAG_CBOR)
-    return Statement(cid, str(run or _FIRST), int(value.get("round", 0)), "record")
+    return Statement(cid, str(run or _FIRST), value.get("round", 0), "record")
 
 
 def _links(value: Any) -> set[CID]:
@@ -185,14 +194,31 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _before(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the record that a round's links to has to be: its round, run, and last model."""
+    return record["round"] - 1, record["run"], record.get("model_in")
+
+
+def _end(cid: CID, record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a record is, see `_before`."""
+    if record["type"] == RUN:
+        return 0, cid, record.get("model")
+    return record["round"], record["run"], record.get("model_out")
+
+
 def chain(where: Store | Vault, head: CID) -> Iterator[tuple[CID, dict[str, Any]]]:
     """(CID, record) from `head` back to the run's first record; see `get`.
 
-    Raises RunError for a record that is neither, and BlockNotFound where the chain breaks.
+    Raises RunError for a record that is neither, or that does not come before the one that links
+    to it, and BlockNotFound where the chain breaks.
     """
     vault = vault_of(where)
     cid: CID | None = head
+    later: dict[str, Any] | None = None
     while cid is not None:
         record = get(vault, cid)
+        if later is not None and _before(later) != _end(cid, record):
+            raise RunError(f"{cid} is not of the round before the record that links to it")
         yield cid, record
-        cid = record.get("parent")
+        later = record
+        cid = record["parent"] if record["type"] == ROUND else None

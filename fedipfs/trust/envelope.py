@@ -81,7 +81,7 @@ class Opener:
     `header_leaf` is exactly the header that `seal` gave. Raises NotSealed, EnvelopeVersion,
     EnvelopeTruncated, EnvelopeTampered, and NotRecipient where it is sealed to others.
 
-    `sender` is the key id, 8 bytes, of who sealed it, by its own account: compare it with that
+    `sender` is the `sender_id`, 8 bytes, of who sealed it, by its own account: compare it with that
     of the member whose signature came with the CID. In a changed header it may be another, but
     then no chunk opens.
     """

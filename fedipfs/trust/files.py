@@ -126,11 +126,12 @@ def check(
     """Refuse a TOML table that lacks a key, has one more, or a value of another type."""
     kinds = {**required, **optional}
     if type(found) is not dict:
-        raise error(f"{where}: {found!r:.80} is not a table")
+        raise error(f"{where}: expected a table, not a {type(found).__name__}")
     if unknown := sorted(found.keys() - kinds.keys()):
         raise error(f"{where}: {unknown[0]!r:.80} is not known: use {', '.join(kinds)}")
     if missing := [key for key in required if key not in found]:
         raise error(f"{where}: {missing[0]} is missing")
     for key, value in found.items():
         if type(value) is not kinds[key]:
-            raise error(f"{where}: {key}={value!r:.80} is not a {kinds[key].__name__}")
+            # Not the value: in a file of private keys it may be one.
+            raise error(f"{where}: {key} is not a {kinds[key].__name__} but {type(value).__name__}")

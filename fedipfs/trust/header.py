@@ -37,7 +37,7 @@ SUITE = "x25519-hkdf-sha256-aes-256-gcm-stream"
 START = len(MAGIC) + 1 + 4  # bytes before the map
 MAX_MAP = 1 << 18  # bytes; 4096 recipients need 246 kB
 MAX_RECIPIENTS = 4096
-KEY_ID = 8  # bytes
+KEY_ID = 8  # bytes; also of a sender's id
 
 # bytes of the map's plain values
 _SIZES = {"sender": KEY_ID, "ephemeral": 32, "nonce": 7, "commitment": 32}
@@ -63,7 +63,7 @@ def write(
     block = dagcbor.encode(
         {
             "suite": SUITE,
-            "sender": sender.key_id,
+            "sender": sender.sender_id,
             "ephemeral": public,
             "nonce": nonce,
             "commitment": commitment,
@@ -74,7 +74,7 @@ def write(
 
 
 def read(header: bytes, identity: Identity) -> tuple[bytes, bytes, bytes]:
-    """The content key, the nonce and the sender's key id of a whole header.
+    """The content key, the nonce and the sender's id of a whole header.
 
     Raises NotSealed, EnvelopeVersion, EnvelopeTruncated, EnvelopeTampered and NotRecipient.
     """

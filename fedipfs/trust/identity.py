@@ -81,8 +81,16 @@ class PublicIdentity:
 
     @property
     def key_id(self) -> bytes:
-        """8 bytes that name the sealing key in an envelope."""
+        """8 bytes that name the sealing key of a recipient in an envelope."""
         return hashlib.sha256(b"fedipfs/key-id/v1\0" + self.sealing).digest()[:8]
+
+    @property
+    def sender_id(self) -> bytes:
+        """8 bytes that name the signing key of the sender in an envelope.
+
+        Not its sealing key: anyone can give another's as its own, and need never use it.
+        """
+        return hashlib.sha256(b"fedipfs/sender-id/v1\0" + self.signing).digest()[:8]
 
     def fields(self) -> str:
         """The lines of TOML that a public file and a trust list share."""

@@ -51,11 +51,15 @@ class Party:
                 self._list, self._version = TrustList.load(self._path), version
         return self._list
 
-    def audience(self) -> list[PublicIdentity]:
-        """Whom what it shares is sealed to: the other side's valid members; and a coordinator."""
+    def audience(self, only: str | None = None) -> list[PublicIdentity]:
+        """Whom what it shares is sealed to: the other side's valid members; and a coordinator.
+
+        With `only`, the name of an organization, no other of the other side's.
+        """
         members = self.trusted.current(self.others, datetime.now(UTC))
+        listed = [member.identity for member in members]
         own = [self.identity.public] if self.role == "coordinator" else []
-        return own + [member.identity for member in members]
+        return own + [one for one in listed if only is None or one.organization == only]
 
     def sign(self, statement: Statement) -> bytes:
         """Its signature, 64 bytes."""
@@ -67,9 +71,11 @@ class Party:
         return verify(self.trusted, organization, self.others, statement, signature, now)
 
     def verify_own(self, organization: str, statement: Statement, signature: bytes | None) -> None:
-        """As `verify`, for what a party of its own role signed: itself, or one it trusts."""
-        public = self.identity.public
-        trusted = self.trusted
-        if organization == self.name:
-            trusted = TrustList([Member(public, self.role, None, None, None)])
+        """As `verify`, for what a party of its own role signed: itself, or one it trusts.
+
+        It trusts itself unless its list says otherwise.
+        """
+        public, trusted = self.identity.public, self.trusted
+        if public not in [one.identity for one in trusted.entries(self.name, self.role)]:
+            trusted = trusted.trust(Member(public, self.role))
         verify(trusted, organization, self.role, statement, signature, datetime.now(UTC))

@@ -97,12 +97,13 @@ class TrustList:
                         f"{owner.organization} ({owner.fingerprint}) and {who.organization} "
                         f"({who.fingerprint}) share a key: keep one of them"
                     )
-            named = ids.setdefault(who.key_id, who)
-            if named != who:  # envelopes name keys by it
-                raise TrustListError(
-                    f"{named.organization} and {who.organization} have the same key id: one of "
-                    "them must make new keys"
-                )
+            for id in (who.key_id, who.sender_id):  # envelopes name keys by them
+                named = ids.setdefault(id, who)
+                if named != who:
+                    raise TrustListError(
+                        f"{named.organization} and {who.organization} have the same key id: one "
+                        "of them must make new keys"
+                    )
             if (who, member.role) in seen:
                 raise TrustListError(f"{who.organization} is listed twice as {member.role}")
             seen.add((who, member.role))

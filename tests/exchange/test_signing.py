@@ -15,7 +15,7 @@ from parties import COORDINATOR, NAMES, Parties
 from quickstart import make_app, plain_app
 
 from fedipfs import CidGrid
-from fedipfs.errors import ConfigError, EdgeError, FormatError, TrustListError
+from fedipfs.errors import ConfigError, EdgeError, FormatError, NotRecipient, TrustListError
 from fedipfs.exchange import (
     Exchange,
     Stamp,
@@ -254,6 +254,48 @@ def test_a_reply_of_another_run_is_refused(parties):
     assert_refused(ask(grid), "SignatureWrong")
 
 
+def test_a_reply_of_another_run_of_the_same_number_is_refused(parties):
+    """The SuperLink numbers the runs of Flower apps: it may hand out one number twice."""
+    app, kept = make_app(parties.mod), {}
+    before = parties.grid(app)
+    before._grid.tamper = only(3, lambda reply: kept.setdefault("content", reply.content))
+    assert reasons(ask(before)) == ["", "", ""]
+    grid = parties.grid(app)
+    grid._grid.tamper = only(3, lambda reply: setattr(reply, "content", kept["content"]))
+    assert_refused(ask(grid), "SignatureWrong", "another run, round or node")
+
+
+def test_a_reply_that_names_another_node_as_its_own_is_refused(parties):
+    def tamper(reply):
+        reply.metadata.__dict__["_src_node_id"] = 4
+
+    grid = parties.grid(make_app(parties.mod), named=False)
+    grid._grid.tamper = only(3, tamper)
+    replies = ask(grid)
+    assert [reply.metadata.src_node_id for reply in replies] == [2, 3, 4]
+    assert reasons(replies) == ["", "node 4 answered what was asked of this one", ""]
+
+
+def test_a_node_knows_itself_which_it_is(parties):
+    """Whoever carries the messages says for whom each is, too."""
+    grid = parties.grid(make_app(parties.mod))
+    grid._grid.contexts[3].node_id = 4
+    assert_refused(ask(grid), "SignatureWrong", "another run, round or node")
+
+
+def test_an_update_is_sealed_to_the_coordinator_that_asked_alone(parties):
+    """Beta works with another coordinator, too."""
+    rival, path = Identity.new("rival"), parties.lists["beta"]
+    TrustList([*TrustList.load(path).members, Member(rival.public, "coordinator")]).save(path)
+    replies = ask(parties.grid(make_app(parties.mod)))
+    assert reasons(replies) == ["", "", ""]
+    theirs = Vault(parties.store, Party(rival, "coordinator", path), "all")
+    with pytest.raises(NotRecipient):
+        theirs.leaves(replies[1].content["arrays"].cid)
+    for_all = parties.vaults["beta"].put_bytes(b"x", private=False)
+    assert theirs.get_bytes(for_all) == b"x"
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_one_reply_does_not_count_for_two_nodes(parties, named):
     """Whoever carries the messages could else give one organization the weight of all."""
@@ -335,7 +377,7 @@ def test_an_update_must_be_sealed(tmp_path, store, seal):
 
 def test_an_update_sealed_to_others_cannot_be_opened(parties):
     vault = parties.vault("beta")
-    vault.party.audience = lambda: [parties.keys["gamma"].public]
+    vault.party.audience = lambda only: [parties.keys["gamma"].public]
     grid = parties.grid(liar(parties, lambda reply, stamp: answer(vault, reply, stamp)))
     assert_refused(ask(grid), "NotRecipient", COORDINATOR)
 
@@ -364,7 +406,7 @@ def test_the_keys_of_one_organization_do_not_sign_for_another(parties):
 def test_a_coordinator_does_not_answer_as_participant(parties):
     keys = parties.keys[COORDINATOR]
     vault = Vault(parties.store, Party(keys, "participant", parties.lists["beta"]), "all")
-    vault.party.audience = lambda: [parties.keys["alpha"].public, keys.public]
+    vault.party.audience = lambda only: [parties.keys["alpha"].public, keys.public]
     grid = parties.grid(
         liar(parties, lambda reply, stamp: answer(vault, reply, stamp)), named=False
     )
@@ -480,14 +522,14 @@ def _unsealed(parties: Parties) -> Callable[[Message], None]:
 
 def _to_others(parties: Parties) -> Callable[[Message], None]:
     vault = parties.vault(COORDINATOR)
-    vault.party.audience = lambda: [parties.keys["gamma"].public]
+    vault.party.audience = lambda only: [parties.keys["gamma"].public]
     return sent_by(vault)
 
 
 def _resealed(parties: Parties) -> Callable[[Message], None]:
     """The coordinator's signature on what gamma sealed."""
     vault = parties.vault("gamma")
-    vault.party.audience = lambda: [parties.keys["beta"].public]
+    vault.party.audience = lambda only: [parties.keys["beta"].public]
     cid = vault.put_bytes(b"x", private=False)
 
     def forge(message):

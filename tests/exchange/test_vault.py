@@ -25,7 +25,16 @@ from fedipfs.errors import (
 from fedipfs.exchange import Vault, choose_seal, from_numpy, specs_of
 from fedipfs.ipld import CID, RAW, unixfs
 from fedipfs.store import FolderStore, dag
-from fedipfs.trust import Opener, envelope, is_sealed
+from fedipfs.trust import (
+    Identity,
+    Member,
+    Opener,
+    PublicIdentity,
+    TrustList,
+    envelope,
+    is_sealed,
+)
+from fedipfs.trust.party import Party
 
 SECRET = np.frombuffer(b"weights that nobody else may see" * 4, "f4").copy()
 MODEL = {"encoder.secret-layer": SECRET, "head": np.arange(8, dtype="f4")}
@@ -158,6 +167,16 @@ def test_a_sender_that_is_not_its_sealer_is_refused(parties):
     update = put(parties.vaults["alpha"])
     with pytest.raises(SignatureWrong, match="sealed by another than beta"):
         parties.coordinator.weights(update, sender=parties.keys["beta"].public)
+
+
+def test_a_borrowed_sealing_key_makes_no_copy_ones_own(parties):
+    """In a list without alpha, mallory gives alpha's sealing key as its own."""
+    update, alpha = put(parties.vaults["alpha"]), parties.keys["alpha"].public
+    posing = PublicIdentity("mallory", Identity.new("mallory").public.signing, alpha.sealing)
+    listed = TrustList([Member(posing, "participant")])
+    party = Party(parties.keys[COORDINATOR], "coordinator", listed)
+    with pytest.raises(SignatureWrong, match="sealed by another than mallory"):
+        Vault(parties.store, party, "all").weights(update, sender=posing)
 
 
 @pytest.mark.parametrize(
@@ -368,4 +387,4 @@ def test_the_leaves_of_a_sealed_file_open_alone_in_any_order(parties):
     got = {index: opened.leaf(index) for index in order}
     assert b"".join(got[index] for index in sorted(got)) == content
     head = next(iter(dag.cat(parties.store, cid)))
-    assert Opener(head, parties.keys["beta"]).sender == parties.keys[COORDINATOR].public.key_id
+    assert Opener(head, parties.keys["beta"]).sender == parties.keys[COORDINATOR].public.sender_id

@@ -15,9 +15,11 @@ from runs import QUICK, configure, lines, play
 from fedipfs.errors import (
     ConfigError,
     KeyFileError,
+    RunError,
     SignatureMissing,
     SignatureWrong,
     SignerUnknown,
+    TrustListError,
 )
 from fedipfs.exchange import Vault
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor
@@ -229,6 +231,14 @@ def test_a_lost_or_foreign_key_is_said_before_anything_is_done(copied, spoil, sa
     assert (copied / "one" / "model.safetensors").exists()
 
 
+def test_a_lost_trust_list_is_not_made_anew(copied):
+    """It would forget who was revoked."""
+    (copied / "one" / "keys" / "trust.toml").unlink()
+    with pytest.raises(TrustListError, match="is gone, and with it what was revoked"):
+        play(copied, *WORDS, "seal=all", "run_id=one", "rounds=3", resume=True)
+    assert not (copied / "one" / "keys" / "trust.toml").exists()
+
+
 def test_the_coordinators_own_identity_is_used(tmp_path, monkeypatch):
     own = tmp_path / "acme.key"
     Identity.new("acme").save(own, b"correct horse")
@@ -348,6 +358,42 @@ def test_a_changed_record_is_refused(copied, change, error):
     (copied / "one" / "head").write_text(f"{forged}\n")
     with pytest.raises(error):
         play(copied, *WORDS, "seal=all", "run_id=one", "rounds=3", resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "x"},
+        {"round": None},
+        {"round": []},
+        {"round": 2.5},
+        {"round": 0},
+        {"run": "x"},
+        {"parent": "x"},
+        {"parent": None},
+    ],
+)
+def test_a_malformed_record_is_refused_with_and_without_keys(finished, change):
+    vault, head = opened(finished, "one")
+    forged = dag.put_record(vault.store, {**dag.get_record(vault.store, head), **change})
+    for reader in (vault, Vault(vault.store)):
+        with pytest.raises(RunError, match="is no record of a round"):
+            list(records.chain(reader, forged))
+
+
+@pytest.mark.parametrize("change", ["round", "run", "model_in", "parent"])
+def test_records_that_do_not_follow_each_other_are_no_chain(finished, change):
+    """Signed by the coordinator all the same."""
+    vault, head = opened(finished, "one")
+    record = dag.get_record(vault.store, head)
+    for field in ("signature", "by"):
+        del record[field]
+    other = {"round": 3, "run": head, "model_in": CID.of(b"x"), "parent": record["run"]}
+    record[change] = other[change]
+    statement = records._statement(record, record["run"])
+    record |= {"signature": vault.party.sign(statement), "by": vault.party.name}
+    with pytest.raises(RunError, match="is not of the round before"):
+        list(records.chain(vault, dag.put_record(vault.store, record)))
 
 
 def test_a_record_signed_with_another_key_is_refused(copied):

@@ -194,23 +194,23 @@ def test_the_sender_is_who_sealed_it() -> None:
         for identity in (ACME, OTHER):
             opener = Opener(header, identity)
             assert opener.open(0, chunk, last=True) == b"text"
-            assert opener.sender == sender.key_id
+            assert opener.sender == sender.sender_id
 
 
 @pytest.mark.parametrize("size", [0, 5, PLAIN, 2 * PLAIN + 5])
 def test_a_copy_keeps_its_sender(size: int) -> None:
     # THIRD wants to sign what it cannot read as its own, and leaves all but the name as it was.
     header, *chunks = sealed(DATA[:size])
-    copied = altered(header, sender=THIRD.public.key_id)
+    copied = altered(header, sender=THIRD.public.sender_id)
     assert len(copied) == len(header)
     opener = Opener(copied, ACME)
-    assert opener.sender == THIRD.public.key_id
+    assert opener.sender == THIRD.public.sender_id
     for index, chunk in enumerate(chunks):
         with pytest.raises(EnvelopeTampered, match=f"chunk {index}"):
             opener.open(index, chunk, last=index == len(chunks) - 1)
     with pytest.raises(EnvelopeTampered):
         opened(copied + b"".join(chunks))
-    assert Opener(header, ACME).sender == SENDER.key_id
+    assert Opener(header, ACME).sender == SENDER.sender_id
 
 
 # ---- attacks
@@ -384,7 +384,7 @@ def test_hkdf_of_rfc_5869() -> None:
 
 
 def read(stream: bytes, private: X25519PrivateKey) -> tuple[bytes, bytes]:
-    """The key id of the sender, and the content."""
+    """The id of the sender, and the content."""
     assert stream[:16] == b"fedipfs/sealed\0\x01"
     end = 20 + int.from_bytes(stream[16:20], "big")
     header = libipld.decode_dag_cbor(stream[20:end])
@@ -446,7 +446,7 @@ def write(
 def test_others_read_what_is_written_and_write_what_is_read(size: int) -> None:
     private = X25519PrivateKey.generate()
     public = PublicIdentity("other", ACME.public.signing, private.public_key().public_bytes_raw())
-    sender = hashlib.sha256(b"fedipfs/key-id/v1\0" + SENDER.sealing).digest()[:8]
+    sender = hashlib.sha256(b"fedipfs/sender-id/v1\0" + SENDER.signing).digest()[:8]
     theirs = read(b"".join(sealed(DATA[:size], [ACME.public, public])), private)
     assert theirs == (sender, DATA[:size])
     ours = write(DATA[:size], BOTH)

@@ -326,6 +326,16 @@ def test_a_damaged_pem_shows_nothing_of_itself(tmp_path: Path) -> None:
         Identity.load(key_file(tmp_path / "key", salt="xyz"), b"secret")
 
 
+@pytest.mark.parametrize("value", ["7", "['MC4CAQAwBQYDK2Vw']", "{pem = 'MC4CAQAwBQYDK2Vw'}"])
+def test_a_key_in_another_form_shows_nothing_of_itself(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "key"
+    Identity.new("acme").save(path)
+    start, rest = path.read_text().split("signing = ")
+    path.write_text(f"{start}signing = {value}\nsealing{rest.split('sealing')[1]}")
+    with pytest.raises(KeyFileError, match=r"signing is not a str but [a-z]+$"):
+        Identity.load(path)
+
+
 # ---- the public part
 
 
@@ -344,7 +354,7 @@ CHANGES = {
     "a blank in hex": ('signing = "a', 'signing = " a', "lower-case hex"),
     "an unknown field": ("organization", "color = 1\norganization", "'color' is not known"),
     "a missing field": ("sealing", "#", "sealing is missing"),
-    "a number": ('"acme"', "7", "organization=7 is not a str"),
+    "a number": ('"acme"', "7", "organization is not a str but int"),
     "a role": ("organization", 'role = "participant"\norganization', "'role' is not known"),
 }
 

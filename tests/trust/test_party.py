@@ -164,6 +164,29 @@ def test_its_own_signature_counts_and_that_of_other_coordinators_it_trusts(path)
         party.verify_own("acme", SAID, None)
 
 
+@pytest.mark.parametrize(
+    ("dates", "error"),
+    [({"revoked": NOW - HOUR}, SignerRevoked), ({"valid_to": NOW - HOUR}, SignerExpired)],
+)
+def test_its_own_signature_does_not_count_against_its_own_list(path, dates, error):
+    party = coordinator(path)
+    TrustList([replace(LISTED[0], **dates), *LISTED[1:]]).save(path)
+    with pytest.raises(error):
+        party.verify_own("acme", SAID, party.sign(SAID))
+    TrustList(LISTED[1:]).save(path)
+    party.verify_own("acme", SAID, party.sign(SAID))
+
+
+def test_what_is_for_one_organization_is_not_for_the_others(path):
+    rival = Identity.new("rival")
+    TrustList([*LISTED, Member(rival.public, "coordinator")]).save(path)
+    there = Party(ALPHA, "participant", path)
+    assert there.audience() == [ACME.public, rival.public]
+    assert there.audience("acme") == [ACME.public]
+    assert there.audience("nobody") == []
+    assert coordinator(path).audience("beta") == [ACME.public, BETA.public]
+
+
 def test_a_party_shows_no_key():
     party = Party(ACME, "coordinator", TrustList(LISTED))
     assert "PRIVATE" not in f"{party!r} {vars(party)!r}"
