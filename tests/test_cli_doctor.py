@@ -271,7 +271,7 @@ def test_an_interrupt_ends_it_at_once(node: HostileServer, folder: Path) -> None
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 4, "less than the node is waited for"
+    assert time.monotonic() - began < 12, "less than the node is waited for"
     assert process.returncode == 130
     assert err.strip() == b""
     assert b"node clock" in out

@@ -242,9 +242,9 @@ def test_our_cars_are_the_daemon_s_and_its_cars_ours(
 
 @pytest.mark.slow
 def test_the_commands_work_on_a_real_daemon(
-    ipfs_daemon: JsIpfs | Remote, folder: Path, capsysbinary: Any
+    own_daemon: JsIpfs, folder: Path, capsysbinary: Any
 ) -> None:
-    store = ("--store", f"kubo:{ipfs_daemon.address}")
+    store = ("--store", f"kubo:{own_daemon.address}")
     data = os.urandom(3 * unixfs.CHUNK + 7)
     (folder / "big").write_bytes(data)
     name = out(capsysbinary, "store", "add", "big", *store).decode().strip()
@@ -371,7 +371,7 @@ def test_a_chain_that_another_signed_is_not_believed(folder: Path, capsys: Outpu
     Identity.new("coordinator").save(key)
     text, told = shown(capsys)
     assert "the chain cannot be followed further" in text
-    assert "signature" in text
+    assert "another key than the run began with" in text
     assert told["records"] == []
     assert told["signatures_checked"] is False
 
@@ -469,5 +469,5 @@ def test_an_interrupt_does_not_wait_for_the_node(
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, err = process.communicate(timeout=50)
-    assert time.monotonic() - began < 10, "less than the node is waited for"
+    assert time.monotonic() - began < 40, "less than the node is waited for"
     assert (process.returncode, err.strip()) == (130, b"")

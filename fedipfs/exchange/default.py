@@ -13,7 +13,7 @@ import os
 from functools import lru_cache
 
 from fedipfs.errors import ConfigError
-from fedipfs.exchange.vault import Vault, choose_seal, vault_of
+from fedipfs.exchange.vault import Vault, choose_seal, explicit
 from fedipfs.store import Store, is_shared, open_store
 from fedipfs.trust import Identity, Role
 from fedipfs.trust.party import Party
@@ -23,8 +23,11 @@ _chosen: list[Vault] = []
 
 
 def use_store(store: Store | Vault) -> None:
-    """Make `store`, or a vault over it, the one that CidGrid and cid_mod use in this process."""
-    _chosen[:] = [vault_of(store)]
+    """Make `store`, or a vault over it, the one that CidGrid and cid_mod use in this process.
+
+    Raises ConfigError for a bare store that others can read.
+    """
+    _chosen[:] = [explicit(store)]
 
 
 def default_vault(role: Role) -> Vault:

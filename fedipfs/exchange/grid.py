@@ -24,7 +24,7 @@ from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
 from fedipfs.exchange.mod import PREFETCH
 from fedipfs.exchange.signing import Stamp, address, signature_of, signed_bytes, stamp_of
-from fedipfs.exchange.vault import Vault
+from fedipfs.exchange.vault import Vault, explicit
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
 from fedipfs.ipld import CID
 from fedipfs.store import Store
@@ -62,7 +62,9 @@ class CidGrid(Grid):
         name_of: Callable[[int], str] | None = None,
     ) -> None:
         self._grid = grid
-        self._exchange = Exchange(store or default_vault("coordinator"))
+        self._exchange = Exchange(
+            default_vault("coordinator") if store is None else explicit(store)
+        )
         self._read_updates = read_updates
         self._name_of = name_of
         self.stamp: Stamp | None = None

@@ -200,6 +200,16 @@ def vault_of(where: Store | Vault) -> Vault:
     return where if isinstance(where, Vault) else _plain(cast(Any, where))
 
 
+def explicit(where: Store | Vault) -> Vault:
+    """As `vault_of`; ConfigError for a bare store that others can read."""
+    if not isinstance(where, Vault) and where.shared:
+        raise ConfigError(
+            "others can read this store: give Vault(store, party, 'all') with this party's keys, "
+            "or Vault(store) if nothing in it is private"
+        )
+    return vault_of(where)
+
+
 def _overhead(size: int) -> int:
     """The most that sealing adds: the header with 4096 recipients, and a tag a chunk."""
     return envelope.CHUNK + envelope.TAG * (size // envelope.PLAIN + 1)

@@ -48,6 +48,23 @@ def coordinator(run: Path, identity: str | None, participants: Iterable[str]) ->
             public = _made(folder / f"{name}.key", name).public
             members.append(Member(public, "participant", None, None, None))
         TrustList(members).save(folder / _LIST)  # the last: with it the set is complete
+    return _listed(keys, folder, path)
+
+
+def reader(run: Path, identity: str | None = None) -> Party | None:
+    """The coordinator of a run that is over; None if it had no keys, or they are gone.
+
+    Raises KeyFileError for a key that the run did not begin with.
+    """
+    folder = run / FOLDER
+    path = Path(identity) if identity is not None else folder / _COORDINATOR
+    if not (folder / _LIST).exists() or not path.exists():
+        return None
+    return _listed(_own(str(path)), folder, path)
+
+
+def _listed(keys: Identity, folder: Path, path: Path) -> Party:
+    """The coordinator with these keys, from `path`, if the run's own trust list names them."""
     party = Party(keys, "coordinator", folder / _LIST)
     if keys.public not in [one.identity for one in party.trusted.entries(party.name, party.role)]:
         raise KeyFileError(
@@ -55,15 +72,6 @@ def coordinator(run: Path, identity: str | None, participants: Iterable[str]) ->
             "new run"
         )
     return party
-
-
-def reader(run: Path, identity: str | None = None) -> Party | None:
-    """The coordinator of a run that is over; None if it had no keys, or they are gone."""
-    folder = run / FOLDER
-    path = Path(identity) if identity is not None else folder / _COORDINATOR
-    if not (folder / _LIST).exists() or not path.exists():
-        return None
-    return Party(_own(str(path)), "coordinator", folder / _LIST)
 
 
 def _own(path: str) -> Identity:

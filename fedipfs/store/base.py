@@ -74,6 +74,11 @@ class Store(Protocol):
         """How many blocks it pays to get at once."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether others than this machine's users can read what is put."""
+        ...
+
     def ready(self) -> None:
         """Raise what keeps the store from being written, at once: nothing is tried again."""
         ...

@@ -73,6 +73,11 @@ class CachedStore:
         return f"CachedStore({self.front!r}, {self.sources!r})"
 
     @property
+    def shared(self) -> bool:
+        """Whether there is a home, which others can read."""
+        return self.home is not None
+
+    @property
     def counters(self) -> Counters:
         """What was put and got here, and of that what was sent and fetched."""
         total = self._counters.copy()

@@ -33,6 +33,7 @@ class FolderStore:
     """
 
     streams = 1
+    shared = False
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class GatewayStore:
     """
 
     streams = 4
+    shared = False
 
     def __init__(self, urls: Sequence[str], *, timeout_s: float = 30.0) -> None:
         if isinstance(urls, str) or not urls:

@@ -56,6 +56,7 @@ class KuboStore:
     """
 
     streams = 4
+    shared = True
 
     def __init__(
         self,

@@ -112,7 +112,7 @@ def test_a_corrupt_store_is_named_and_nothing_is_lost(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("head", b"", "runs/one/head should hold one CID, not ''; put there the one that"),
+        ("head", b"", "runs/one/head should hold one CID, not ''; put there the record_cid"),
         ("head", b"bafy\n", "not 'bafy'"),
         ("head", b"\xff\xfe", "runs/one/head cannot be read (not UTF-8)"),
         ("config.yaml", b"a: [1", "runs/one/config.yaml is no configuration (expected ','"),

@@ -143,17 +143,20 @@ def test_known_versions(node: HostileServer, number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("number", "fields", "says"),
     [
-        (version("0.29.0"), "older"),
-        (version("0.42.0"), "newer"),
-        (version("1.0.0"), "newer"),
-        (version("0.18.1", **{"ipfs-core": "0.18.1"}), "js-ipfs 0.18.1"),
-        (reply('{"Version": "0.35.0"}', Date=formatdate(usegmt=True)), "unknown program"),
+        ("0.29.0", {}, "older"),
+        ("0.42.0", {}, "newer"),
+        ("1.0.0", {}, "newer"),
+        ("0.18.1", {"ipfs-core": "0.18.1"}, "js-ipfs 0.18.1"),
+        ("0.35.0", None, "unknown program"),
     ],
 )
-def test_other_versions_are_warned_of(node: HostileServer, answer: Answer, says: str) -> None:
-    node.plan("/version", answer)
+def test_other_versions_are_warned_of(
+    node: HostileServer, number: str, fields: dict[str, str] | None, says: str
+) -> None:
+    bare = reply(json.dumps({"Version": number}), Date=formatdate(usegmt=True))
+    node.plan("/version", bare if fields is None else version(number, **fields))
     fault(spec(node), "warning", "node", "version", says)
 
 
