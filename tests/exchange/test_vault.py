@@ -322,7 +322,7 @@ def test_a_damaged_envelope_never_gives_other_content(sealed, data):
     try:
         opened = parties.vaults["alpha"].leaves(cid, sender=sender)
         got = b"".join(map(opened.leaf, range(len(opened.sizes))))
-    except EnvelopeError:
+    except (EnvelopeError, SignatureWrong):  # the latter for another sender in the header
         return
     # Two changes may undo each other, or make another of the files whole.
     assert got in contents
