@@ -374,6 +374,7 @@ def make_run(folder: Path, name: str = "2026-digits") -> list[str]:
     records = [dag.put_record(blocks, {"type": "fedipfs/run/v1", "model": CID.of(b"m")})]
     for number in (1, 2):
         record = {"type": "fedipfs/round/v1", "round": number, "parent": records[-1]}
+        record |= {"run": records[0], "model_in": CID.of(b"m"), "model_out": CID.of(b"m")}
         records.append(dag.put_record(blocks, record))
     blocks.flush()
     run = folder / "runs" / name
