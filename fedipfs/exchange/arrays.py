@@ -16,7 +16,7 @@ from fedipfs.exchange.vault import Vault, vault_of
 from fedipfs.ipld import CID
 from fedipfs.store import Store
 from fedipfs.trust import PublicIdentity
-from fedipfs.weights import TensorSpec, Weights, canonical, code_of, spec_of
+from fedipfs.weights import Tensors, TensorSpec, Weights, canonical, code_of, spec_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,26 +45,35 @@ class LazyArray(Array):
 
 
 class StoredArrays(ArrayRecord):
-    """An ArrayRecord that lives in a store under `cid`; arrays are fetched one at a time.
+    """An ArrayRecord over what is stored under `cid`; arrays are fetched one at a time.
 
     `order` links the list of tensor names when it differs from the file's canonical order, so
     that apps which zip arrays with positions get them as they were. Changing the record makes it
-    an ordinary one: `cid` is then None.
+    an ordinary one: `cid` is then None. What is only derived from something stored (`weights` is
+    no stored file) has no `cid` either, unless it is given: that of what was decoded.
+
+    An update knows the record that it answers, `base`, and the round it was asked in, `asked`.
     """
 
     def __init__(
         self,
         vault: Vault,
-        weights: Weights,
+        weights: Tensors,
         names: Sequence[str] | None = None,
         order: CID | None = None,
         sender: PublicIdentity | None = None,
+        *,
+        cid: CID | None = None,
+        base: StoredArrays | None = None,
+        asked: int | None = None,
     ) -> None:
         super().__init__()
         for name in weights.names if names is None else names:
             super().__setitem__(name, LazyArray(weights.specs[name], partial(weights.tensor, name)))
-        self.__dict__.update(cid=weights.cid, order=order, weights=weights, vault=vault)
-        self.__dict__["sender"] = sender
+        if cid is None and isinstance(weights, Weights):
+            cid = weights.cid
+        self.__dict__.update(cid=cid, order=order, weights=weights, vault=vault)
+        self.__dict__.update(sender=sender, base=base, asked=asked)
 
     @classmethod
     def open(
@@ -91,9 +100,14 @@ class StoredArrays(ArrayRecord):
             raise WeightsError(f"the order {order} does not name the tensors of {cid}")
         return cls(vault, weights, names, order, sender)
 
+    def over(self, weights: Tensors) -> StoredArrays:
+        """The same record with other values, of the same names and shapes."""
+        vault, base = self.vault, self.base
+        return StoredArrays(vault, weights, list(self), self.order, base=base, asked=self.asked)
+
     @property
     def cid(self) -> CID | None:
-        """The CID of the safetensors file; None once the record was changed."""
+        """The CID of what is stored; None once the record was changed."""
         cid: CID | None = self.__dict__["cid"]
         return cid
 
@@ -110,17 +124,29 @@ class StoredArrays(ArrayRecord):
         return vault
 
     @property
-    def weights(self) -> Weights:
-        """The stored file; read through it to stream in pieces."""
-        weights: Weights = self.__dict__["weights"]
+    def weights(self) -> Tensors:
+        """The values; read through it to stream in pieces."""
+        weights: Tensors = self.__dict__["weights"]
         return weights
+
+    @property
+    def base(self) -> StoredArrays | None:
+        """The record that this one answers; None if it is no update."""
+        base: StoredArrays | None = self.__dict__["base"]
+        return base
+
+    @property
+    def asked(self) -> int | None:
+        """The round in which this update was asked for, if that is known."""
+        asked: int | None = self.__dict__["asked"]
+        return asked
 
     def is_as_in(self, vault: Vault) -> bool:
         """Whether it can be handed on from `vault` by its CID.
 
         What the other side made is sealed for this one only, or not at all where it must be.
         """
-        if self.cid is None:
+        if self.cid is None or not isinstance(self.weights, Weights):
             return False
         sealed = {self.vault.seal, vault.seal} != {"none"}
         return not sealed or (self.vault is vault and self.__dict__["sender"] is None)

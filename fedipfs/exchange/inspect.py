@@ -9,12 +9,12 @@ from fedipfs.exchange.arrays import StoredArrays
 from fedipfs.exchange.vault import Vault
 from fedipfs.ipld import CID
 from fedipfs.trust import PublicIdentity
-from fedipfs.weights import TensorSpec, Weights
+from fedipfs.weights import Tensors, TensorSpec
 
 _SLACK = 64 << 10  # bytes an update's file may be larger than the model's: another header
 
 
-def check_structure(update: Weights, model: dict[str, TensorSpec]) -> None:
+def check_structure(update: Tensors, model: dict[str, TensorSpec]) -> None:
     """BadUpdate unless `update` has exactly the model's tensors, shapes and dtypes."""
     missing = sorted(model.keys() - update.specs.keys())
     extra = sorted(update.specs.keys() - model.keys())

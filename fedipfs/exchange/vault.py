@@ -83,7 +83,7 @@ class Vault:
     def put_weights(
         self, specs: Iterable[TensorSpec], tensor: Callable[[str], Any], *, private: bool = False
     ) -> CID:
-        """Store arrays as one safetensors file (see weights.put_lazily); returns its CID."""
+        """Store arrays as one safetensors file (see weights.chunks); returns its CID."""
         return self.put_file(chunks(specs, tensor), private=private)
 
     def weights(

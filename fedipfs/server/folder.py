@@ -14,6 +14,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any, ClassVar
 
+from typing_extensions import Buffer
+
 from fedipfs.errors import CidError, RunError, StoreUnusable
 from fedipfs.ipld import CID
 
@@ -141,10 +143,10 @@ class RunFolder:
         """Replace metrics.jsonl."""
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
-    def write_model(self, pieces: Iterable[bytes]) -> Path:
-        """Write model.safetensors atomically; returns its path."""
-        path = self.path / "model.safetensors"
-        temporary = self.path / ".model.safetensors.tmp"
+    def write_model(self, name: str, pieces: Iterable[Buffer]) -> Path:
+        """Write a safetensors file atomically; returns its path."""
+        path = self.path / name
+        temporary = self.path / f".{name}.tmp"
         with open(temporary, "wb") as file:
             file.writelines(pieces)
         os.replace(temporary, path)

@@ -267,7 +267,7 @@ class _Session:
         """summary.json, report.html and, after at least one round, model.safetensors."""
         folder = self.folder
         if self.lines:
-            folder.write_model(self.model.weights.file())
+            folder.write_model("model.safetensors", self.model.weights.file())
         summary = self._summary(status, error)
         write_json(folder.path / "summary.json", summary)
         folder.write("report.html", render(summary, self.lines, folder.read("config.yaml")))

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedipfs.errors import RunFailed
 from fedipfs.exchange import StoredArrays, check_finite, to_dtype
-from fedipfs.weights import TensorSpec, Weights
+from fedipfs.weights import Tensors, TensorSpec
 
 _INLINE = 1 << 20  # bytes: for a smaller model threads cost more than they bring
 
@@ -29,7 +29,7 @@ class Mean:
         self._total = 0.0
         self._small = sum(spec.nbytes for spec in specs) <= _INLINE
 
-    def add(self, update: Weights, weight: float) -> None:
+    def add(self, update: Tensors, weight: float) -> None:
         """Add `weight` times an update that has the model's structure.
 
         Raises BadUpdate for NaN or infinite values, and what reading a block raises; the sums are
@@ -51,7 +51,7 @@ class Mean:
         self._total += weight
 
     def _add_pieces(
-        self, update: Weights, weight: float, pieces: Iterable[tuple[str, int]]
+        self, update: Tensors, weight: float, pieces: Iterable[tuple[str, int]]
     ) -> None:
         for name, start in pieces:
             piece = update.piece(name, start)

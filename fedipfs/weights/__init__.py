@@ -1,6 +1,7 @@
 """Arrays <-> bytes: canonical safetensors in tensor-aligned UnixFS leaves."""
 
-from fedipfs.weights.codec import Weights, chunks, file_chunks, put, put_lazily
+from fedipfs.weights.base import Tensors, chunks
+from fedipfs.weights.codec import Weights, file_chunks, put
 from fedipfs.weights.layout import TensorSpec, canonical, code_of, encode_header, spec_of
 from fedipfs.weights.leaves import Leaves, StoredLeaves
 
@@ -8,6 +9,7 @@ __all__ = [
     "Leaves",
     "StoredLeaves",
     "TensorSpec",
+    "Tensors",
     "Weights",
     "canonical",
     "chunks",
@@ -15,6 +17,5 @@ __all__ = [
     "encode_header",
     "file_chunks",
     "put",
-    "put_lazily",
     "spec_of",
 ]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -19,11 +18,9 @@ from typing_extensions import Buffer
 from fedipfs.errors import WeightsError
 from fedipfs.ipld import CID, unixfs
 from fedipfs.store import Store
+from fedipfs.weights.base import Tensors, chunks
 from fedipfs.weights.layout import (
-    TensorSpec,
-    canonical,
     decode_header,
-    encode_header,
     header_length,
     spec_of,
 )
@@ -32,31 +29,8 @@ from fedipfs.weights.leaves import Leaves, StoredLeaves
 
 def put(store: Store, tensors: Mapping[str, np.ndarray]) -> CID:
     """Store `tensors` (any shapes, see layout.DTYPES) as one safetensors file; returns its CID."""
-    return put_lazily(
-        store, (spec_of(name, array) for name, array in tensors.items()), tensors.__getitem__
-    )
-
-
-def put_lazily(
-    store: Store, specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]
-) -> CID:
-    """As `put`, asking for each tensor only when its turn comes, in file order.
-
-    Memory: one tensor at a time, whatever the size of the model.
-    """
-    return unixfs.build(chunks(specs, tensor), store.put)
-
-
-def chunks(specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
-    """The file's leaves in order: the header, then every tensor, cut every 1 MiB."""
-    ordered = canonical(specs)
-    yield from unixfs.chunk(encode_header(ordered))
-    for spec in ordered:
-        array = np.ascontiguousarray(tensor(spec.name), dtype=spec.numpy_dtype)
-        if array.nbytes != spec.nbytes:
-            raise WeightsError(f"tensor {spec.name!r} has not the size its spec {spec} says")
-        if array.size:
-            yield from unixfs.chunk(array.reshape(-1).view(np.uint8).data)
+    specs = [spec_of(name, array) for name, array in tensors.items()]
+    return unixfs.build(chunks(specs, tensors.__getitem__), store.put)
 
 
 def file_chunks(file: BinaryIO) -> Iterator[Buffer]:
@@ -75,7 +49,7 @@ def file_chunks(file: BinaryIO) -> Iterator[Buffer]:
             yield file.read(min(unixfs.CHUNK, spec.nbytes - start))
 
 
-class Weights:
+class Weights(Tensors):
     """A stored safetensors file, read tensor by tensor; every block is verified as it is read.
 
     Opening reads the header only. Reads any layout, also files that others added to IPFS with
@@ -103,11 +77,6 @@ class Weights:
         self._offsets = {spec.name: offset for spec, offset in entries}
         self.specs = {spec.name: spec for spec, _ in entries}
 
-    @cached_property
-    def names(self) -> list[str]:
-        """Tensor names in canonical order."""
-        return [spec.name for spec in canonical(self.specs.values())]
-
     def tensor(self, name: str) -> np.ndarray:
         """A fresh, writable copy of one tensor."""
         spec = self.specs[name]
@@ -118,14 +87,6 @@ class Weights:
                 target[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         return flat.reshape(spec.shape)
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All tensors, in canonical order."""
-        return {name: self.tensor(name) for name in self.names}
-
-    def piece_starts(self, spec: TensorSpec) -> range:
-        """Index of the first element of each piece of a tensor."""
-        return range(0, spec.elements, unixfs.CHUNK // spec.numpy_dtype.itemsize)
-
     def piece(self, name: str, start: int) -> np.ndarray:
         """At most 1 MiB of a tensor from element `start`: flat, read-only, without a copy."""
         spec = self.specs[name]
@@ -133,12 +94,8 @@ class Weights:
         length = min(unixfs.CHUNK, spec.nbytes - offset)
         return np.frombuffer(self._read(self._offsets[name] + offset, length), spec.numpy_dtype)
 
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """One tensor piece by piece, in order."""
-        return (self.piece(name, start) for start in self.piece_starts(self.specs[name]))
-
     def file(self) -> Iterator[bytes]:
-        """The bytes of the safetensors file, in pieces."""
+        """The stored bytes, in pieces."""
         for index in range(len(self._starts)):
             yield self._leaf(index)
 
