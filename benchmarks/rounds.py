@@ -52,16 +52,18 @@ class Federated:
         from fedipfs.exchange import Vault, store_arrays
         from fedipfs.server.engine.local import LocalGrid
         from fedipfs.server.rounds import Federation
+        from fedipfs.server.selection import Selection
         from fedipfs.store import FolderStore, dag
-        from fedipfs.strategies import Cohort, build
+        from fedipfs.strategies import Brief, build
 
         store = FolderStore(folder, durable=False)
         config = dag.put_record(store, {})
-        cohort = Cohort(total=clients, train=clients, evaluate=0, min_successes=clients)
+        brief = Brief(per_round=clients, min_successes=clients)
         self._federation = Federation(
             vault=Vault(store),
             grid=LocalGrid(pool, clients),
-            strategy=build({"name": "fedavg"}, cohort),
+            strategy=build({"name": "fedavg"}, brief),
+            selection=Selection(clients),
             model=store_arrays(store, model(100)),
             config=config,
             run=config,
@@ -73,7 +75,7 @@ class Federated:
 
     def play(self) -> None:
         self._number += 1
-        done = self._federation.play(self._number, evaluate=False)
+        done = self._federation.play(self._number, evaluate=lambda: False)
         assert not done.failures, done.failures
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedipfs.errors import FedIPFSError as FedIPFSError
     from fedipfs.exchange import CidGrid as CidGrid
     from fedipfs.exchange import cid_mod as cid_mod
+    from fedipfs.exchange import load_model as load_model
     from fedipfs.exchange import use_store as use_store
     from fedipfs.ipld import CID as CID
     from fedipfs.store import FolderStore as FolderStore
@@ -35,6 +36,7 @@ _ROOMS = {
     "Task": "tasks",
     "Weights": "weights",
     "cid_mod": "exchange",
+    "load_model": "exchange",
     "open_store": "store",
     "use_store": "exchange",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Weights",
     "__version__",
     "cid_mod",
+    "load_model",
     "open_store",
     "use_store",
 ]

@@ -21,6 +21,9 @@
     │   ├── DagCborError
     │   ├── CarError
     │   ├── WeightsError              safetensors bytes
+    │   ├── CompressionError          an update that cannot be compressed as asked
+    │   │   ├── BadPayload            a compressed update that is malformed, or not as asked
+    │   │   └── WrongBase             a compressed update to another model than was sent
     │   └── EnvelopeError             sealed bytes that cannot be opened
     │       ├── EnvelopeVersion       sealed in a form that this version does not know
     │       ├── EnvelopeTampered      changed, reordered or spliced since it was sealed
@@ -35,7 +38,8 @@
     │   └── SignerRevoked
     ├── EdgeError                     1: a message that would carry more than CIDs through Flower
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
-    ├── RunFailed                     3: too few clients succeeded, the loss diverged, ...
+    ├── RunFailed                     3: too few clients succeeded, ...
+    │   └── Diverged                  the loss or the weights left all bounds
     └── RunInterrupted                130: stopped by the user; resumable
 
 Messages are one line: what, where, what to do.
@@ -141,6 +145,18 @@ class WeightsError(FormatError):
     """Not a safetensors file, or tensors that do not fit what was asked."""
 
 
+class CompressionError(FormatError):
+    """An update or model that cannot be compressed as asked."""
+
+
+class BadPayload(CompressionError):
+    """A compressed update that is malformed, or not as it was asked for."""
+
+
+class WrongBase(CompressionError):
+    """A compressed update that is relative to another model than the one that was sent."""
+
+
 class EnvelopeError(FormatError):
     """Sealed bytes that cannot be opened."""
 
@@ -205,6 +221,10 @@ class RunFailed(FedIPFSError):
     """The run cannot go on: too few clients succeeded, or training diverged."""
 
     exit_code = 3
+
+
+class Diverged(RunFailed):
+    """The loss or the weights are not finite, or far beyond where they began."""
 
 
 class RunInterrupted(FedIPFSError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from hostile_http import HostileServer, reply, silence
+from interrupts import interrupt_upload
 
 from fedipfs.cli import main
 from fedipfs.store import FolderStore
@@ -259,22 +259,11 @@ def test_a_trust_list_that_cannot_be_used(
 
 def test_an_interrupt_ends_it_at_once(node: HostileServer, folder: Path) -> None:
     node.plan("/dag/import", silence)  # in a thread that Python would wait for
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedipfs", "doctor", "--store", f"kubo:{node.address}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 30
-    while not node.calls("/dag/import"):
-        assert time.monotonic() < deadline, "nothing was uploaded"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 12, "less than the node is waited for"
-    assert process.returncode == 130
-    assert err.strip() == b""
-    assert b"node clock" in out
+    # less than the node is waited for
+    ended = interrupt_upload(node, "doctor", "--store", f"kubo:{node.address}", within_s=12)
+    assert ended.returncode == 130
+    assert ended.stderr.strip() == b""
+    assert b"node clock" in ended.stdout
 
 
 def test_nothing_heavy_is_loaded_for_a_folder() -> None:

@@ -6,10 +6,8 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 from daemons import JsIpfs, Remote
 from hostile_http import HostileServer, silence
+from interrupts import interrupt_upload
 from runs import play
 
 from fedipfs.cli import main
@@ -462,14 +461,7 @@ def test_an_interrupt_does_not_wait_for_the_node(
 ) -> None:
     node.plan("/dag/import", silence)
     (folder / "big").write_bytes(os.urandom(size))
-    command = [sys.executable, "-m", "fedipfs", "store", "add", "big"]
-    process = subprocess.Popen([*command, "--store", f"kubo:{node.address}"], stderr=-1)
-    deadline = time.monotonic() + 30
-    while not node.calls("/dag/import"):
-        assert time.monotonic() < deadline, "nothing was uploaded"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, err = process.communicate(timeout=50)
-    assert time.monotonic() - began < 40, "less than the node is waited for"
-    assert (process.returncode, err.strip()) == (130, b"")
+    # less than the node is waited for
+    words = ("store", "add", "big", "--store", f"kubo:{node.address}")
+    ended = interrupt_upload(node, *words, within_s=40)
+    assert (ended.returncode, ended.stderr.strip()) == (130, b"")

@@ -19,6 +19,7 @@ PUBLIC = {
     "Weights",
     "__version__",
     "cid_mod",
+    "load_model",
     "open_store",
     "use_store",
 }

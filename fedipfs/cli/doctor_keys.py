@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedipfs.cli.keys import PASSPHRASE, load_identity
+from fedipfs.cli.keys import load_identity
 from fedipfs.store.doctor import Check, Finding
 from fedipfs.trust import Identity, Member, TrustList
+from fedipfs.trust.identity import PASSPHRASE
 
 SOON = timedelta(days=30)
 

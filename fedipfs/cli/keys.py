@@ -16,8 +16,6 @@ from fedipfs.cli.base import Commands, json_option, print_json
 if TYPE_CHECKING:
     from fedipfs.trust import Identity, Member, PublicIdentity
 
-PASSPHRASE = "FEDIPFS_PASSPHRASE"
-
 
 @click.group("keys", cls=Commands)
 def commands() -> None:
@@ -81,13 +79,16 @@ def _file_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 def new(organization: str, out: Path | None, passphrase: bool) -> None:
     """Make the keys of an ORGANIZATION and print their fingerprint; nothing is overwritten."""
     from fedipfs.trust import Identity
+    from fedipfs.trust.identity import PASSPHRASE
 
     identity = Identity.new(organization)
     path = out or home() / "identity.key"
     if out is None:
         _make_home()
-    encrypt = passphrase or os.environ.get(PASSPHRASE)
-    identity.save(path, _passphrase("Passphrase", confirm=True) if encrypt else None)
+    if secret := os.environ.get(PASSPHRASE):
+        identity.save(path, os.fsencode(secret))
+    else:
+        identity.save(path, _ask("Passphrase", confirm=True) if passphrase else None)
     click.echo(f"{path}\n{identity.public.fingerprint}")
 
 
@@ -237,16 +238,15 @@ def load_identity(path: Path) -> Identity:
     """The keys in a file, its passphrase from $FEDIPFS_PASSPHRASE or asked for."""
     from fedipfs.trust import Identity
 
-    if not Identity.is_encrypted(path):
-        return Identity.load(path)
-    return Identity.load(path, _passphrase(f"Passphrase of {path}", confirm=False))
+    return Identity.unlock(path, lambda: _ask(f"Passphrase of {path}", confirm=False))
 
 
-def _passphrase(prompt: str, confirm: bool) -> bytes:
-    secret = os.environ.get(PASSPHRASE)
-    if not secret:
-        _need_terminal(f"set {PASSPHRASE}")
-        secret = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+def _ask(prompt: str, confirm: bool) -> bytes:
+    """A passphrase that is typed."""
+    from fedipfs.trust.identity import PASSPHRASE
+
+    _need_terminal(f"set {PASSPHRASE}")
+    secret = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
     return os.fsencode(secret)
 
 

@@ -1,25 +1,45 @@
 """The ClientApp: fetch the model by CID, train on local data, store the update, answer its CID.
 
-A train message's "config" record holds `server-round` and `run-config`, the CID of the run's
-configuration; Flower's FedProx adds `proximal-mu`.
+What a train message's "config" record says:
+
+- `server-round`, and `run-config`, the CID of the run's configuration;
+- `proximal-mu` (FedProx): the weight of the proximal term;
+- `report`: answer also what the update achieves on the examples held out here, as `val_accuracy`
+  and so on;
+- `answer`: "gradient" for the gradient on all examples (FedSGD) instead of the trained weights;
+- `control-round` (SCAFFOLD, with an array record `control`): the last round whose control variate
+  the server took up;
+- `personal`: patterns of the tensors that stay here; what came in is answered in their place;
+- `task-options`: a JSON object, the options of another architecture for the same task.
+
+An evaluate message has the first two, `personal` and `task-options`, or `ensemble`, the CID of
+the ensemble that it asks about, and then no arrays; of several messages to a client only those to
+train change what it remembers.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedipfs import data, tasks
+from fedipfs.clients import personal
+from fedipfs.clients.control import Control
+from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
 from fedipfs.exchange import (
     cid_mod,
     default_vault,
     from_torch,
+    load_model,
     stored_cid,
     to_torch,
 )
@@ -32,25 +52,50 @@ app = ClientApp(mods=[cid_mod])
 def train(message: Message, context: Context) -> Message:
     """Train the model that came in on this client's examples."""
     site, ask = _site(message, context), _ask(message)
-    examples, _ = site.examples(context)
+    examples, held_out = site.examples(context)
     server_round = int(ask["server-round"])  # type: ignore[arg-type]
-    model = site.load(message)
-    seed = np.random.SeedSequence(
+    task, model = site.load(message)
+    came = personal.put_on(model, _patterns(ask), context.state)
+    control = _control(message, model, context)
+    seeds = np.random.SeedSequence(
         [site.config["seed"], server_round, int(context.node_config["partition-id"])]
     )
-    metrics = train_model(
-        site.task,
-        model,
-        examples.inputs,
-        examples.targets,
-        config=site.config["train"],
-        seed=int(seed.generate_state(1)[0]),
-        server_round=server_round,
-        proximal_mu=float(ask.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
-    )
-    content = RecordDict(
-        {"arrays": from_torch(model.state_dict()), "metrics": MetricRecord(dict(metrics))}
-    )
+    seed = int(seeds.generate_state(1)[0])
+    if ask.get("answer") == "gradient":
+        answer, metrics = gradient(
+            task,
+            model,
+            examples.inputs,
+            examples.targets,
+            config=site.config["train"],
+            seed=seed,
+            batch_size=site.config["evaluate"]["batch_size"],
+        )
+    else:
+        metrics = train_model(
+            task,
+            model,
+            examples.inputs,
+            examples.targets,
+            config=site.config["train"],
+            seed=seed,
+            server_round=server_round,
+            proximal_mu=float(ask.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+            correction=control.correction if control else None,
+        )
+        answer = model.state_dict()
+    if ask.get("report"):
+        reported = site.measure(task, model, held_out)
+        metrics |= {f"val_{name}": value for name, value in reported.items()}
+    if came:
+        personal.keep(model, came, context.state)
+    content = RecordDict({"arrays": from_torch({**answer, **came})})
+    if control:
+        rate = tasks.optim.learning_rate(site.config["train"], server_round=server_round)
+        content["control"] = control.answer(
+            steps=int(metrics["steps"]), learning_rate=rate, server_round=server_round
+        )
+    content["metrics"] = MetricRecord(dict(metrics))
     return Message(content, reply_to=message)
 
 
@@ -58,34 +103,48 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the model that came in on the examples this client holds out."""
     site = _site(message, context)
-    _, examples = site.examples(context)
-    metrics = tasks.evaluate(
-        site.task,
-        site.load(message),
-        examples.inputs,
-        examples.targets,
-        batch_size=site.config["evaluate"]["batch_size"],
-        device=site.config["train"]["device"],
-    )
-    record = MetricRecord({"num-examples": len(examples.targets), **metrics})
+    _, held_out = site.examples(context)
+    task, model = site.load(message)
+    personal.put_on(model, _patterns(_ask(message)), context.state)
+    metrics = site.measure(task, model, held_out)
+    record = MetricRecord({"num-examples": len(held_out), **metrics})
     return Message(RecordDict({"metrics": record}), reply_to=message)
+
+
+@app.query("capabilities")
+def capabilities(message: Message, context: Context) -> Message:
+    """What this node has to offer, for the choice of a cohort; see clients.requires."""
+    examples, held_out = _site(message, context).examples(context)
+    record = ConfigRecord(
+        {
+            "gpu": torch.cuda.is_available(),
+            "cores": len(os.sched_getaffinity(0)),
+            "examples": len(examples) + len(held_out),
+        }
+    )
+    return Message(RecordDict({"capabilities": record}), reply_to=message)
 
 
 class Site(NamedTuple):
     """What a client keeps between messages of one run."""
 
     config: dict[str, Any]
-    task: tasks.Task
-    model: Any  # one torch module, loaded anew for every message
+    allowed: tuple[str, ...]  # tasks that may be imported
     dataset: Dataset
     parts: list[np.ndarray]
 
-    def load(self, message: Message) -> Any:
-        """The module with the weights that came with `message`."""
+    def load(self, message: Message) -> tuple[tasks.Task, torch.nn.Module]:
+        """The task, and its module with the weights that came with `message`."""
+        given = _ask(message).get("task-options")
+        target, own = self.config["task"]["target"], self.config["task"]["options"]
+        options = json.loads(str(given)) if given else own
+        task, model = _task(target, json.dumps(options, sort_keys=True), self.allowed)
+        if (ensemble := _ask(message).get("ensemble")) is not None:
+            return task, _ensemble(str(ensemble), target, self.allowed)
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
-        self.model.load_state_dict(_state_dict(arrays))
-        return self.model
+        model.load_state_dict(_state_dict(arrays))
+        return task, model
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
         """This client's training and held-out examples."""
@@ -93,6 +152,19 @@ class Site(NamedTuple):
         held_out = round(len(indices) * (self.config["data"]["validation"] or 0.0))
         train, test = np.split(indices, [len(indices) - held_out])
         return _take(self.dataset.train, train), _take(self.dataset.train, test)
+
+    def measure(
+        self, task: tasks.Task, model: torch.nn.Module, examples: Examples
+    ) -> dict[str, float]:
+        """Loss and metrics of `model` on `examples`."""
+        return tasks.evaluate(
+            task,
+            model,
+            examples.inputs,
+            examples.targets,
+            batch_size=self.config["evaluate"]["batch_size"],
+            device=self.config["train"]["device"],
+        )
 
 
 _latest: list[tuple[CID, dict[str, Any]]] = []  # all clients of a round begin with the same model
@@ -115,6 +187,20 @@ def _ask(message: Message) -> ConfigRecord:
     return record
 
 
+def _patterns(ask: ConfigRecord) -> list[str]:
+    """What stays at the client; see personal.py."""
+    return [str(each) for each in ask.get("personal", [])]  # type: ignore[union-attr]
+
+
+def _control(message: Message, model: torch.nn.Module, context: Context) -> Control | None:
+    """SCAFFOLD's control variates, if some came with `message`."""
+    came = message.content.get("control")
+    if not isinstance(came, ArrayRecord):
+        return None
+    taken = int(_ask(message).get("control-round", 0))  # type: ignore[arg-type]
+    return Control(model, came, context.state, taken=taken)
+
+
 def _site(message: Message, context: Context) -> Site:
     node = context.node_config
     return _open_site(
@@ -126,22 +212,32 @@ def _site(message: Message, context: Context) -> Site:
 
 
 @lru_cache(maxsize=1)
-def _open_site(config_cid: str, partitions: int, root: str, allowed: str) -> Site:
+def _open_site(config_cid: str, partitions: int, root: str, own_tasks: str) -> Site:
     config = default_vault("participant").get_record(CID.parse(config_cid))
-    task = tasks.load(
-        config["task"]["target"],
-        config["task"]["options"],
-        allowed=(*tasks.ALLOWED, *filter(None, allowed.split(","))),
-    )
+    allowed = (*tasks.ALLOWED, *filter(None, own_tasks.split(",")))
+    options = json.dumps(config["task"]["options"], sort_keys=True)
+    task, _ = _task(config["task"]["target"], options, allowed)
     dataset = task.data(root=root or None, fallback=config["data"]["fallback"])
-    options = config["data"]
+    split = config["data"]
     parts = data.partition(
         dataset.train.targets,
-        name=options["partition"],
+        name=split["partition"],
         clients=partitions,
         seed=config["seed"],
-        alpha=options["alpha"],
-        shards_per_client=options["shards_per_client"],
-        classes_per_client=options["classes_per_client"],
+        alpha=split["alpha"],
+        shards_per_client=split["shards_per_client"],
+        classes_per_client=split["classes_per_client"],
     )
-    return Site(config, task, task.model(), dataset, parts)
+    return Site(config, allowed, dataset, parts)
+
+
+@lru_cache(maxsize=1)  # all clients of a round evaluate the same
+def _ensemble(cid: str, target: str, allowed: tuple[str, ...]) -> torch.nn.Module:
+    return load_model(cid, default_vault("participant"), task=target, allowed=allowed)
+
+
+@lru_cache(maxsize=8)
+def _task(target: str, options: str, allowed: tuple[str, ...]) -> tuple[tasks.Task, Any]:
+    """A task and one module of it, loaded anew for every message; `options` as JSON."""
+    task = tasks.load(target, json.loads(options), allowed=allowed)
+    return task, task.model()

@@ -14,7 +14,7 @@ from fedipfs.errors import ConfigError, DataError
 from fedipfs.tasks import Task, evaluate, optim
 from fedipfs.tasks.evaluation import find_device
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "gradient", "train"]
 
 
 def train(
@@ -27,6 +27,7 @@ def train(
     seed: int,
     server_round: int,
     proximal_mu: float = 0.0,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Train `model` in place on one client's examples.
 
@@ -37,21 +38,19 @@ def train(
 
     With `proximal_mu` the objective gains mu/2 * ||w - w0||^2, w0 being the weights that the
     model comes with (FedProx: Li et al. 2020, equation 2); the loss reported does not include it.
+    `correction` has a tensor for every trained parameter, by name, and is added to its gradient
+    after clipping (SCAFFOLD: Karimireddy et al. 2020, Algorithm 1, line 10).
 
     Returns `train_loss`, the mean over the examples in the order seen, each measured before the
     step on its batch; `num-examples`, N; and `steps`. Raises ConfigError and DataError.
     """
-    count = len(targets)
-    if not count:
-        raise DataError("a client has no training examples; give each client some")
+    count = _count(targets)
     batch_size = _positive(config, "batch_size")
     if config.get("steps") is not None:
         steps = _positive(config, "steps")
     else:
         steps = _positive(config, "epochs") * -(-count // batch_size)
-    clip_norm = config.get("clip_norm")
-    if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
-        raise ConfigError(f"train.clip_norm={clip_norm} must be above 0, or null for none")
+    clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
 
     _seed_everything(seed, place)
@@ -63,6 +62,7 @@ def train(
     optim.apply_schedule(optimizer, config.get("schedule"), server_round=server_round)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in trained] if proximal_mu else []
+    terms = _in_order(model, correction, place) if correction is not None else []
     x, y = task.inputs(inputs).to(place), task.targets(targets).to(place)
 
     losses: list[Tensor] = []  # tensors: asking for a number would wait for the device
@@ -82,6 +82,8 @@ def train(
                 parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+        for parameter, term in zip(trained, terms, strict=False):
+            parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
         optimizer.step()
         losses.append(loss.detach())
         sizes.append(len(batch))
@@ -91,6 +93,70 @@ def train(
     weights = torch.tensor(sizes, dtype=torch.float64)
     total = torch.stack(losses).to("cpu", torch.float64).dot(weights)
     return {"train_loss": total.item() / sum(sizes), "num-examples": count, "steps": steps}
+
+
+def gradient(
+    task: Task,
+    model: torch.nn.Module,
+    inputs: NDArray[Any],
+    targets: Labels,
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    batch_size: int,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The gradient of the mean loss over all of one client's examples: FedSGD's answer.
+
+    McMahan et al. 2017, section 2. It is summed over batches of `batch_size` in the order of the
+    examples. The model is in training mode, so that this is the gradient of FedAvg's first step
+    if that is on all examples: dropout is drawn from `seed`, and BatchNorm normalises each batch
+    by itself. Of `config`, the `train` section, only `clip_norm` and `device` count.
+
+    Returns tensors named as those of `model.state_dict()`, with gradients for the parameters
+    (zeros for those that are frozen or unused) and for buffers their new values; and what `train`
+    returns. The parameters of `model` stay. Raises what `train` raises.
+    """
+    count = _count(targets)
+    clip_norm = _clip_norm(config)
+    place = find_device(config.get("device", "cpu"))
+    _seed_everything(seed, place)
+    model.to(place).train()
+    model.zero_grad()
+    total = 0.0
+    for begin in range(0, count, batch_size):
+        part = slice(begin, begin + batch_size)
+        x, y = task.inputs(inputs[part]).to(place), task.targets(targets[part]).to(place)
+        share = task.loss(model(x), y) * (len(y) / count)
+        share.backward()
+        total += share.item()
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    model.cpu()
+    answer = model.state_dict()
+    for name, each in model.named_parameters(remove_duplicate=False):
+        answer[name] = torch.zeros_like(each) if each.grad is None else each.grad
+    model.zero_grad()
+    return answer, {"train_loss": total, "num-examples": count, "steps": 1}
+
+
+def _in_order(
+    model: torch.nn.Module, correction: Mapping[str, Tensor], place: torch.device
+) -> list[Tensor]:
+    named = model.named_parameters()
+    return [correction[name].to(place) for name, each in named if each.requires_grad]
+
+
+def _count(targets: Labels) -> int:
+    if not len(targets):
+        raise DataError("a client has no training examples; give each client some")
+    return len(targets)
+
+
+def _clip_norm(config: Mapping[str, Any]) -> float | None:
+    clip_norm = config.get("clip_norm")
+    if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
+        raise ConfigError(f"train.clip_norm={clip_norm} must be above 0, or null for none")
+    return clip_norm
 
 
 def _seed_everything(seed: int, place: torch.device) -> None:

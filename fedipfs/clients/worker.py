@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedipfs.clients.state import load_state, save_state
 from fedipfs.errors import ConfigError, EdgeError, one_line
 from fedipfs.exchange import Vault, frame, unframe, use_store
 from fedipfs.flower_compat import (
@@ -63,7 +64,8 @@ class _Worker:
     def handle(self, request: bytes) -> bytes:
         call, wire = unframe(request)
         before = self._store.counters.copy()
-        answer, state, error = b"", None, None
+        answer, error = b"", None
+        state: list[CID] | None = None
         try:
             vault = self._vault(call["partition"])
             use_store(vault)
@@ -75,7 +77,7 @@ class _Worker:
             answer, error = b"", one_line(f"{type(problem).__name__}: {problem}")
         after = self._store.counters
         header = {
-            "state": state and str(state),
+            "state": None if state is None else [str(cid) for cid in state],
             "error": error,
             "put": after.put_bytes - before.put_bytes,
             "get": after.get_bytes - before.get_bytes,
@@ -97,7 +99,9 @@ class _Worker:
             self._vaults[owner] = Vault(self._store, party, self._options["seal"])
         return self._vaults[owner]
 
-    def _call(self, call: Mapping[str, Any], wire: bytes, vault: Vault) -> tuple[bytes, CID | None]:
+    def _call(
+        self, call: Mapping[str, Any], wire: bytes, vault: Vault
+    ) -> tuple[bytes, list[CID] | None]:
         node, options = call["node"], self._options
         set_identity(run_id=options["run_id"], node_id=node)
         message = message_from_bytes(wire)
@@ -110,14 +114,14 @@ class _Worker:
                 "partition-id": call["partition"],
                 "num-partitions": call["partitions"],
             },
-            state=_load_state(vault, call["state"] and CID.parse(call["state"])),
+            state=load_state(vault, call["state"] and CID.parse(call["state"])),
             run_config=dict(options["run_config"]),
         )
         if self._app is None:
             self._app = _load_app(options["app"])
         reply = self._app(message, context)
         kept = context.state or call["state"]
-        return message_to_bytes(reply), _save_state(vault, context.state) if kept else None
+        return message_to_bytes(reply), save_state(vault, context.state) if kept else None
 
 
 def _load_app(reference: str) -> ClientApp:
@@ -128,16 +132,6 @@ def _load_app(reference: str) -> ClientApp:
     if not isinstance(app, ClientApp):
         raise ConfigError(f"{reference!r} is a {type(app).__name__}, not a flwr ClientApp")
     return app
-
-
-def _load_state(vault: Vault, cid: CID | None) -> RecordDict:
-    return records_from_bytes(vault.get_bytes(cid)) if cid else RecordDict()
-
-
-def _save_state(vault: Vault, state: RecordDict) -> CID:
-    cid = vault.put_bytes(records_to_bytes(state))
-    vault.store.publish()
-    return cid
 
 
 def _seed_everything(seed: int, node: int, message: Message) -> None:

@@ -5,25 +5,32 @@ from fedipfs.exchange.arrays import (
     as_numpy,
     from_numpy,
     from_torch,
+    put_arrays,
     specs_of,
     store_arrays,
     stored_cid,
     to_dtype,
     to_torch,
 )
+from fedipfs.exchange.compressing import Cost, cost_of
 from fedipfs.exchange.default import default_vault, use_store
+from fedipfs.exchange.ensemble import Recipe, get_ensemble, put_ensemble, tensors_of
 from fedipfs.exchange.frames import frame, unframe
 from fedipfs.exchange.grid import CidGrid
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.inspect import check_examples, check_finite, check_update
+from fedipfs.exchange.inspect import NOT_FINITE, check_examples, check_finite, check_update
+from fedipfs.exchange.loading import load_model
 from fedipfs.exchange.mod import cid_mod
 from fedipfs.exchange.signing import Stamp, signed_bytes, stamp_of
 from fedipfs.exchange.vault import SEALS, Seal, Vault, choose_seal, vault_of
 
 __all__ = [
+    "NOT_FINITE",
     "SEALS",
     "CidGrid",
+    "Cost",
     "Exchange",
+    "Recipe",
     "Seal",
     "Stamp",
     "StoredArrays",
@@ -34,15 +41,21 @@ __all__ = [
     "check_update",
     "choose_seal",
     "cid_mod",
+    "cost_of",
     "default_vault",
     "frame",
     "from_numpy",
     "from_torch",
+    "get_ensemble",
+    "load_model",
+    "put_arrays",
+    "put_ensemble",
     "signed_bytes",
     "specs_of",
     "stamp_of",
     "store_arrays",
     "stored_cid",
+    "tensors_of",
     "to_dtype",
     "to_torch",
     "unframe",

@@ -17,6 +17,7 @@ from fedipfs.ipld import CID
 from fedipfs.store import Store
 from fedipfs.trust import PublicIdentity
 from fedipfs.weights import Tensors, TensorSpec, Weights, canonical, code_of, spec_of
+from fedipfs.weights.compression import decode, is_payload
 
 if TYPE_CHECKING:
     import torch
@@ -85,12 +86,13 @@ class StoredArrays(ArrayRecord):
     ) -> StoredArrays:
         """The record stored under `cid`; see Vault.leaves for `sender`.
 
-        Raises what reading a block does, EnvelopeError, and WeightsError.
+        Raises what reading a block does, EnvelopeError, WeightsError, and, for a compressed model,
+        BadPayload or, if it is an update, WrongBase.
         """
         vault = vault_of(where)
-        weights: Weights = _opened(vault, cid, sender)
+        weights: Tensors = _opened(vault, cid, sender)
         if order is None:
-            return cls(vault, weights, sender=sender)
+            return cls(vault, weights, sender=sender, cid=cid)
         names = vault.get_record(order)
         if (
             not isinstance(names, list)
@@ -98,7 +100,7 @@ class StoredArrays(ArrayRecord):
             or sorted(names) != sorted(weights.names)
         ):
             raise WeightsError(f"the order {order} does not name the tensors of {cid}")
-        return cls(vault, weights, names, order, sender)
+        return cls(vault, weights, names, order, sender, cid=cid)
 
     def over(self, weights: Tensors) -> StoredArrays:
         """The same record with other values, of the same names and shapes."""
@@ -171,8 +173,9 @@ class StoredArrays(ArrayRecord):
 
 
 @lru_cache(maxsize=4)  # the clients of a worker all open the same model
-def _opened(vault: Vault, cid: CID, sender: PublicIdentity | None) -> Weights:
-    return vault.weights(cid, sender=sender)
+def _opened(vault: Vault, cid: CID, sender: PublicIdentity | None) -> Tensors:
+    weights = vault.weights(cid, sender=sender)
+    return decode(weights) if is_payload(weights) else weights
 
 
 def store_arrays(
@@ -185,11 +188,16 @@ def store_arrays(
 
 
 def put_arrays(
-    where: Store | Vault, record: ArrayRecord, model: Mapping[str, TensorSpec] | None = None
+    where: Store | Vault,
+    record: ArrayRecord,
+    model: Mapping[str, TensorSpec] | None = None,
+    *,
+    private: bool = False,
 ) -> tuple[CID, CID | None]:
     """Put `record` into the store; what is there already is neither encoded nor written again.
 
-    Returns the CID of its file, and that of the tensors' order if it is not the file's.
+    Returns the CID of its file, and that of the tensors' order if it is not the file's. What is
+    `private` is for this party alone.
 
     With `model`, whose names and shapes the record must share, arrays take the model's dtypes:
     several of Flower's strategies answer in float64 whatever they were given.
@@ -203,12 +211,14 @@ def put_arrays(
             raise WeightsError("the aggregated tensors have not the model's names and shapes")
         specs = {name: model[name] for name in specs}
     cid = vault.put_weights(
-        specs.values(), lambda name: to_dtype(as_numpy(record[name]), specs[name])
+        specs.values(),
+        lambda name: to_dtype(as_numpy(record[name]), specs[name]),
+        private=private,
     )
     names = list(specs)
     order = None
     if names != [spec.name for spec in canonical(specs.values())]:
-        order = vault.put_record(names)
+        order = vault.put_record(names, private=private)
     return cid, order
 
 

@@ -62,6 +62,4 @@ def _open(
                 "FEDIPFS_IDENTITY and FEDIPFS_TRUST (`fedipfs keys new`, `fedipfs keys trust`)"
             )
         return Vault(open_store(spec))
-    secret = os.environ.get("FEDIPFS_PASSPHRASE")
-    keys = Identity.load(identity, secret.encode() if secret else None)
-    return Vault(open_store(spec), Party(keys, role, trust), mode)
+    return Vault(open_store(spec), Party(Identity.unlock(identity), role, trust), mode)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedipfs.errors import (
     BadUpdate,
+    ConfigError,
     EdgeError,
     FormatError,
     SignatureRefused,
@@ -19,17 +20,20 @@ from fedipfs.errors import (
     one_line,
 )
 from fedipfs.exchange.arrays import StoredArrays, specs_of, store_arrays
+from fedipfs.exchange.compressing import compress_model, put_stored
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
 from fedipfs.exchange.mod import PREFETCH
 from fedipfs.exchange.signing import Stamp, address, signature_of, signed_bytes, stamp_of
 from fedipfs.exchange.vault import Vault, explicit
+from fedipfs.exchange.waiting import receive
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, NODE_UNAVAILABLE, error_instead
 from fedipfs.ipld import CID
 from fedipfs.store import Store
 from fedipfs.trust import PublicIdentity
 from fedipfs.weights import TensorSpec
+from fedipfs.weights.compression import Spec
 
 _Sent = tuple[Message, dict[str, StoredArrays]]  # a message and the arrays that went with it
 _REFUSALS = (BadUpdate, EdgeError, StoreError, FormatError, SignatureRefused)
@@ -48,6 +52,10 @@ class CidGrid(Grid):
     structure and leaves reading its values to the strategy. `name_of` gives the organization
     that a node belongs to, if that is known: only that one may sign its replies.
 
+    With `compression`, clients that train are told to answer in that form, and their updates are
+    decoded as they are read; another form is refused. With `compress_models` the models that go
+    out have it, too, and updates are relative to what of them arrives.
+
     With keys, messages are signed for the run and round in `stamp`; while that is None, for
     Flower's run id with a nonce of this grid's and the "server-round" that Flower's strategies put
     into messages.
@@ -60,6 +68,8 @@ class CidGrid(Grid):
         *,
         read_updates: bool = True,
         name_of: Callable[[int], str] | None = None,
+        compression: Spec | None = None,
+        compress_models: bool = False,
     ) -> None:
         self._grid = grid
         self._exchange = Exchange(
@@ -67,6 +77,11 @@ class CidGrid(Grid):
         )
         self._read_updates = read_updates
         self._name_of = name_of
+        self._compression = compression
+        if compress_models and compression is None:
+            raise ConfigError("compress_models=True says nothing without a compression")
+        self._down = compression.for_models() if compression and compress_models else None
+        self._last_down: dict[str, tuple[StoredArrays, StoredArrays]] = {}  # key -> as is, as sent
         self.stamp: Stamp | None = None
         self._nonce = secrets.token_hex(8)  # run ids are the SuperLink's, which could use one twice
         self._announced: list[str] = []
@@ -99,7 +114,7 @@ class CidGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         slim, arrays = self._slim(messages)
-        ids = self._grid.push_messages(slim)  # sets the message ids
+        ids = list(self._grid.push_messages(slim))  # sets the message ids
         for message, stored in zip(slim, arrays, strict=True):
             self._sent[message.metadata.message_id] = (message, stored)
         return ids
@@ -122,6 +137,22 @@ class CidGrid(Grid):
             replies.append(Message(Error(NODE_UNAVAILABLE, reason), reply_to=message))
         # One order for every strategy: floating-point sums must not depend on who was faster.
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def receive(self, message_ids: Iterable[str], timeout: float | None) -> list[Message]:
+        """Wait for at least one reply to what was pushed; [] if none came in `timeout` seconds.
+
+        `timeout` None waits for as long as the grid below does.
+        """
+        answers = receive(self._grid, list(message_ids), timeout)
+        return self._matched(answers, self._sent)
+
+    def give_up(self, message_ids: Iterable[str], reason: str) -> list[Message]:
+        """No longer wait for replies to these; returns an error Message with `reason` for each."""
+        ids = [number for number in message_ids if number in self._sent]
+        if cancel := getattr(self._grid, "cancel", None):
+            cancel(ids)
+        messages = [self._sent.pop(number)[0] for number in ids]
+        return [Message(Error(NODE_UNAVAILABLE, reason), reply_to=each) for each in messages]
 
     def announce(self, arrays: ArrayRecord) -> None:
         """Tell every node of the next model, so that its store has it when the round begins.
@@ -179,7 +210,9 @@ class CidGrid(Grid):
                     if id(record) not in known:
                         known[id(record)] = (record, self._store(key, record))
                     content[key] = stored[key] = known[id(record)][1]
-            message.content = self._exchange.swap_out(content, self._stamp(message))
+            message.content = self._exchange.swap_out(
+                content, self._stamp(message), put=put_stored, compression=self._asked(message)
+            )
             slim.append(message)
             sent.append(stored)
         return slim, sent
@@ -191,16 +224,25 @@ class CidGrid(Grid):
         to = address(message, message.metadata.dst_node_id)
         if self.stamp is not None:
             return self.stamp._replace(to=to)
-        records = message.content.config_records.values()
-        rounds = [record.get("server-round") for record in records]
-        number = next((value for value in rounds if isinstance(value, int)), 0)
+        number = _round_of(message.content) or 0
         return Stamp(f"flower:{message.metadata.run_id}:{self._nonce}", number, to)
 
     def _store(self, key: str, record: ArrayRecord) -> StoredArrays:
         model = self._model.get(key)
         if model is None or model.keys() != record.keys():
             model = self._model[key] = specs_of(record)
-        return store_arrays(self._exchange.vault, record, model)
+        stored = store_arrays(self._exchange.vault, record, model)
+        if self._down is None:
+            return stored
+        last = self._last_down.get(key)
+        if last is None or last[0].cid != stored.cid:  # sealed again it would have another CID
+            last = self._last_down[key] = (stored, compress_model(stored, self._down))
+        return last[1]
+
+    def _asked(self, message: Message) -> Spec | None:
+        """The form in which a message's answer is to come."""
+        training = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+        return self._compression if training else None
 
     def _open(self, reply: Message, message: Message, sent: dict[str, StoredArrays]) -> Message:
         if reply.has_error():
@@ -211,7 +253,7 @@ class CidGrid(Grid):
             content = reply.content
             reply.content = self._exchange.swap_in(
                 reply.content,
-                partial(self._update, sent),
+                partial(self._update, sent, message),
                 expected=stamp_of(message.content),
                 name=name,
             )
@@ -226,6 +268,7 @@ class CidGrid(Grid):
     def _update(
         self,
         sent: dict[str, StoredArrays],
+        message: Message,
         key: str,
         cid: CID,
         order: CID | None,
@@ -238,4 +281,18 @@ class CidGrid(Grid):
         model = sent.get(key) or (next(iter(sent.values())) if len(sent) == 1 else None)
         if model is None:
             raise EdgeError(f"its array record {key[:80]!r} answers none that was sent")
-        return open_update(vault, cid, model, sender, read=self._read_updates)
+        return open_update(
+            vault,
+            cid,
+            model,
+            sender,
+            read=self._read_updates,
+            asked=_round_of(message.content),
+            compression=self._asked(message) if key in sent else None,
+        )
+
+
+def _round_of(content: RecordDict) -> int | None:
+    """The "server-round" that Flower's strategies put into what they send."""
+    rounds = [record.get("server-round") for record in content.config_records.values()]
+    return next((value for value in rounds if isinstance(value, int)), None)

@@ -2,8 +2,9 @@
 
 What crosses Flower instead of an `ArrayRecord` is one `ConfigRecord` under the key "fedipfs",
 with two short strings an array record: `cid:<key>` and, if the tensors were not in canonical
-order, `order:<key>` (the CID of the list of names, the same block in every round). Between parties
-that have keys it also carries the signature (see signing.py).
+order, `order:<key>` (the CID of the list of names, the same block in every round); in what is sent
+to be trained also `compress:<key>`, if the answer is to be compressed (see compressing.py). Between
+parties that have keys it also carries the signature (see signing.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedipfs.errors import EdgeError
 from fedipfs.exchange import signing
 from fedipfs.exchange.arrays import StoredArrays, put_arrays
+from fedipfs.exchange.compressing import COMPRESS
 from fedipfs.exchange.signing import KEY, Stamp
 from fedipfs.exchange.vault import Vault, vault_of
 from fedipfs.ipld import CID
 from fedipfs.store import Store
 from fedipfs.trust import PublicIdentity
+from fedipfs.weights.compression import Spec
 
 MAX_VALUE = 1024  # bytes: what is larger belongs in the store
 MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
@@ -27,6 +30,11 @@ MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
 _STAMPED = (*Stamp._fields, "signature", "by")
 
 Opener = Callable[[str, CID, CID | None, PublicIdentity | None], StoredArrays]
+Put = Callable[[Vault, str, ArrayRecord], tuple[CID, CID | None]]
+
+
+def _put(vault: Vault, key: str, record: ArrayRecord) -> tuple[CID, CID | None]:
+    return put_arrays(vault, record)
 
 
 class Exchange:
@@ -36,21 +44,31 @@ class Exchange:
         self.vault = vault_of(where)
 
     def swap_out(
-        self, content: RecordDict, stamp: Stamp | None = None, *, reader: str | None = None
+        self,
+        content: RecordDict,
+        stamp: Stamp | None = None,
+        *,
+        reader: str | None = None,
+        put: Put = _put,
+        compression: Spec | None = None,
     ) -> RecordDict:
         """A fresh RecordDict in which references stand for the array records of `content`.
 
         What they refer to has been published when this returns. A vault with a party signs, for
         the run and round of `stamp`. What is sealed is for all of the other side, or for the
-        organization `reader` alone. Raises EdgeError if anything else is larger than 1 KiB.
+        organization `reader` alone. `put(vault, key, record)` stores an array record and gives
+        the CIDs of it and of its order. With `compression` the array records of the answer are
+        asked for in that form. Raises EdgeError if anything else is larger than 1 KiB.
         """
         vault = self.vault if reader is None else self.vault.only_for(reader)
         references: dict[str, str] = {}
         slim = RecordDict()
         for key, record in content.items():
             if isinstance(record, ArrayRecord):
-                cid, order = put_arrays(vault, record)
+                cid, order = put(vault, key, record)
                 references[f"cid:{key}"] = str(cid)
+                if compression is not None:
+                    references[f"{COMPRESS}:{key}"] = str(compression)
                 if order is not None:
                     references[f"order:{key}"] = str(order)
             elif key == KEY:
@@ -103,7 +121,7 @@ class Exchange:
                 full[key] = open_arrays(key, cid, names, sender)
             elif field in _STAMPED:
                 continue
-            elif kind != "order" or f"cid:{key}" not in references:
+            elif kind not in ("order", COMPRESS) or f"cid:{key}" not in references:
                 raise EdgeError(f"unknown reference {field[:80]!r}; the peer runs another version")
         return full
 

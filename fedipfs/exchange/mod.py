@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message, RecordDict
 
+from fedipfs.exchange.compressing import Answers, asked_of
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.signing import address, signer_of, stamp_of
@@ -21,19 +22,22 @@ def cid_mod(
     The app sees array records as if they had been sent; they are fetched from the store that
     $FEDIPFS_STORE names, verified, on access. A model that is only announced (CidGrid.announce) is
     fetched, and the app is not asked. The reply's arrays go into the store and only
-    their CIDs travel. With keys ($FEDIPFS_IDENTITY, see default.py) what came must be signed by a
+    their CIDs travel; compressed, if the message asks for it (see compressing.py). With keys
+    ($FEDIPFS_IDENTITY, see default.py) what came must be signed by a
     coordinator for this node, and the reply is signed, and sealed for that coordinator alone.
-    Raises what `Exchange` raises; Flower turns that into an error reply.
+    Raises what `Exchange` raises, and CompressionError; Flower turns that into an error reply.
     """
     exchange = Exchange(default_vault("participant"))
     stamp, reader = stamp_of(message.content), signer_of(message.content)
     # The node's own number: that in the message is of whoever carried it.
     expected = stamp and stamp._replace(to=address(message, context.node_id))
-    message.content = exchange.swap_in(message.content, expected=expected)
+    crossed = message.content
+    message.content = exchange.swap_in(crossed, expected=expected)
+    answers = Answers(asked_of(crossed), message.content, context)
     if message.metadata.message_type == PREFETCH:
         reply = Message(RecordDict(), reply_to=message)
     else:
         reply = call_next(message, context)
     if reply.has_content():
-        reply.content = exchange.swap_out(reply.content, stamp, reader=reader)
+        reply.content = exchange.swap_out(reply.content, stamp, reader=reader, put=answers.put)
     return reply

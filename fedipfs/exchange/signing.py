@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedipfs.errors import EdgeError, FormatError, SignatureMissing, SignatureWrong
+from fedipfs.errors import FormatError, SignatureMissing, SignatureWrong
 from fedipfs.exchange.vault import Vault
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor
 from fedipfs.trust import Member, Statement
@@ -41,9 +41,7 @@ def address(message: Message, node: int) -> str:
 
 def stamp_of(content: RecordDict) -> Stamp | None:
     """What a message says of where it belongs."""
-    record = content.get(KEY)
-    if not isinstance(record, ConfigRecord):
-        return None
+    record = _own_record(content)
     run, number, to = (record.get(field) for field in Stamp._fields)
     if isinstance(run, str) and type(number) is int and number >= 0 and isinstance(to, str):
         return Stamp(run, number, to)
@@ -73,8 +71,8 @@ def check(
     """
     party = vault.party
     assert party is not None
-    record = content.get(KEY)
-    if not isinstance(record, ConfigRecord) or "signature" not in record:
+    record = _own_record(content)
+    if "signature" not in record:
         raise SignatureMissing(
             f"the message is not signed, which {party.name} requires of every {party.others}"
         )
@@ -95,16 +93,20 @@ def check(
 
 def signer_of(content: RecordDict) -> str | None:
     """The organization that a message names as its signer; `check` says whether it is."""
-    record = content.get(KEY)
-    found = record.get("by") if isinstance(record, ConfigRecord) else None
+    found = _own_record(content).get("by")
     return found if isinstance(found, str) else None
 
 
 def signature_of(content: RecordDict) -> bytes:
     """A message's signature; empty if it has none."""
-    record = content.get(KEY)
-    found = record.get("signature") if isinstance(record, ConfigRecord) else None
+    found = _own_record(content).get("signature")
     return found if isinstance(found, bytes) else b""
+
+
+def _own_record(content: RecordDict) -> ConfigRecord:
+    """A message's record of references and signature; an empty one if it has none."""
+    found = content.get(KEY)
+    return found if isinstance(found, ConfigRecord) else ConfigRecord()
 
 
 def digest(content: RecordDict) -> CID:
@@ -116,8 +118,6 @@ def signed_bytes(content: RecordDict) -> bytes:
     """What a signature covers: all records, as DAG-CBOR, without the signature itself."""
     value: dict[str, Any] = {}
     for key, record in content.items():
-        if not hasattr(record, "items"):
-            raise EdgeError(f"record {key!r} cannot be signed")
         value[key] = {
             name: _plain(item) for name, item in record.items() if key != KEY or name not in _OWN
         }

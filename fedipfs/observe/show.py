@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedipfs.observe.runs import Run, numbers, round_metrics
-from fedipfs.observe.summary import align, duration, loss_last, metric, metrics_text, size
+from fedipfs.observe.summary import (
+    best_text,
+    align,
+    duration,
+    loss_last,
+    metric,
+    metrics_text,
+    size,
+)
 
 
 def listing(runs: Iterable[Run]) -> str:
@@ -49,6 +57,7 @@ def details(
         ("run", run.id),
         ("status", row["status"]),
         ("error", str(run.summary.get("error") or "")),
+        ("stopped", str(run.summary.get("stopped") or "")),
         ("experiment", row["experiment"]),
         ("dataset", row["dataset"]),
         ("strategy", row["strategy"]),
@@ -58,6 +67,7 @@ def details(
         ("Flower", _suffixed(moved, "flower_per_client_round", " per client and round")),
         ("stored", _suffixed(moved, "store_put", "")),
         ("model", str(run.summary.get("final_model_cid") or "")),
+        ("best", best_text(run.summary)),
         ("record", run.head or ""),
         ("folder", f"{run.path}/"),
     ]

@@ -88,8 +88,10 @@ def closing(
     if "total" in seconds:
         heading += f" in {duration(seconds['total'])}"
     rows = [
+        ("stopped", str(summary.get("stopped") or "")),
         ("metrics", metrics_text(summary.get("metrics"))),
         ("model", str(summary.get("final_model_cid") or "")),
+        ("best", best_text(summary)),
         ("record", str(summary.get("head_cid") or "")),
     ]
     if "flower_per_client_round" in moved:
@@ -103,6 +105,14 @@ def closing(
     rows.append(("folder", f"{folder}/"))
     lines = [heading, *(f"  {line}" for line in align(row for row in rows if row[1]))]
     return "\n".join([*lines, "", "Look further:", *_commands(summary, folder, store, program)])
+
+
+def best_text(summary: Mapping[str, Any]) -> str:
+    """The best model and its round; "" where that is the final one."""
+    cid = summary.get("best_model_cid")
+    if not cid or cid == summary.get("final_model_cid"):
+        return ""
+    return f"{cid} of round {summary.get('best_round')}"
 
 
 def _commands(

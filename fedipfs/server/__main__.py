@@ -49,8 +49,9 @@ def _exit_code() -> int:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from fedipfs.server.words import problem_of
+        from fedipfs.server.words import problem_of, quoted
 
+        sys.argv[1:] = quoted(sys.argv[1:])
         run = hydra.main(version_base="1.3", config_path="pkg://fedipfs.conf", config_name="config")
         try:
             run(_hydra_job)()

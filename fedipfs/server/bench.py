@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedipfs import data, tasks
-from fedipfs.data import Dataset
+from fedipfs.data import Dataset, Examples
 from fedipfs.errors import ConfigError
-from fedipfs.exchange import StoredArrays, from_torch, to_torch
+from fedipfs.exchange import StoredArrays, from_torch, load_model, to_torch
 from fedipfs.ipld import CID
+from fedipfs.server.settings import cohort_size
 from fedipfs.store import Store, dag, open_store
-from fedipfs.strategies import Cohort, build, required_successes
+from fedipfs.strategies import STRATEGIES, Brief, build, required_successes
+
+_VALIDATION = 0.1  # share of its examples that a client holds out where they are needed
 
 
 @dataclass
 class Bench:
     """The parts of a run, ready before its folder is made."""
 
+    config: dict[str, Any]  # complete: what the strategy needs is filled in
     store: Store
     task: tasks.Task
-    dataset: Dataset
+    dataset: Dataset  # its test set without what is held out for choices
     strategy: Strategy
     min_successes: int  # of a round
     model: ArrayRecord  # the model that the first round begins with
@@ -33,24 +38,37 @@ class Bench:
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
         """Everything that the checked `config` names; UserError for what the user can mend."""
-        clients, target = config["clients"], config["task"]["target"]
-        cohort = Cohort(
-            total=clients["total"],
-            train=clients["per_round"],
-            evaluate=clients["per_round"] if config["evaluate"]["federated"] else 0,
-            min_successes=clients["min_successes"],
-        )
-        strategy = build(config["strategy"], cohort)
-        min_successes = required_successes(config["strategy"], cohort)
-        store = open_store(config["store"])
-        store.ready()
+        config = _with_evaluation(config)
+        clients, options, target = config["clients"], config["data"], config["task"]["target"]
         # The configuration is the coordinator's own here, so what it names may be loaded.
         task = tasks.load(
             target, config["task"]["options"], allowed=(*tasks.ALLOWED, target.rpartition(":")[0])
         )
         tasks.optim.check(config["train"])
-        options = config["data"]
+        store = open_store(config["store"])
+        store.ready()
         dataset = task.data(root=options["root"], fallback=options["fallback"])
+        dataset, held_out = _split(dataset, options["held_out"], config["seed"])
+        validation = options["validation"]
+        brief = Brief(
+            per_round=cohort_size(clients),
+            min_successes=clients["min_successes"],
+            clients=clients["total"],
+            evaluates=config["evaluate"]["federated"],
+            seed=config["seed"],
+            metric=config["task"]["metric"],
+            direction=config["task"]["direction"],
+            train=config["train"],
+            validation=_VALIDATION if validation is None else validation,
+            task=task,
+            task_target=target,
+            task_options=config["task"]["options"],
+            held_out=held_out,
+        )
+        strategy = build(config["strategy"], brief)
+        if validation is None:
+            needed = brief.evaluates or getattr(strategy, "needs_validation", False)
+            options["validation"] = _VALIDATION if needed else 0.0
         # Workers will find the partition in the cache; here it fails early if it cannot be made.
         data.partition(
             dataset.train.targets,
@@ -62,12 +80,19 @@ class Bench:
             classes_per_client=options["classes_per_client"],
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
-        return cls(store, task, dataset, strategy, min_successes, model)
+        least = required_successes(strategy, brief)
+        return cls(config, store, task, dataset, strategy, least, model)
 
-    def evaluate(self, model: ArrayRecord, config: Mapping[str, Any]) -> dict[str, float]:
-        """Loss and metrics of `model` on the server's test set."""
-        module = self.task.model()
-        module.load_state_dict(to_torch(model))
+    def evaluate(
+        self, model: ArrayRecord, config: Mapping[str, Any], result: CID | None = None
+    ) -> dict[str, float]:
+        """Loss and metrics on the server's test set of `model`, or of the ensemble `result`."""
+        if result is None:
+            module = self.task.model()
+            module.load_state_dict(to_torch(model))
+        else:
+            assert isinstance(model, StoredArrays)
+            module = load_model(result, model.vault, task=self.task)
         test = self.dataset.test
         return tasks.evaluate(
             self.task,
@@ -77,6 +102,43 @@ class Bench:
             batch_size=config["evaluate"]["batch_size"],
             device=config["train"]["device"],
         )
+
+
+def _with_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` in which it is settled who evaluates."""
+    strategy = STRATEGIES.get(str(config["strategy"]["name"]))
+    at_clients = bool(getattr(strategy, "needs_federated_evaluation", False))
+    evaluate = dict(config["evaluate"])
+    if evaluate["federated"] is None:
+        evaluate["federated"] = at_clients
+    if evaluate["server"] is None:
+        evaluate["server"] = not at_clients
+    if at_clients and (evaluate["server"] or not evaluate["federated"]):
+        raise ConfigError(
+            f"strategy={config['strategy']['name']} makes models that are whole only at the "
+            "clients: leave out evaluate.server=true and evaluate.federated=false"
+        )
+    if evaluate["federated"] and config["data"]["validation"] == 0:
+        raise ConfigError(
+            "clients that evaluate need examples to evaluate on; set data.validation=0.1"
+        )
+    return {**config, "evaluate": evaluate, "data": dict(config["data"])}
+
+
+def _split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Examples | None]:
+    """The data set without the share of its test set that is for choices, and that share."""
+    if not share:
+        return dataset, None
+    test = dataset.test
+    count = round(share * len(test))
+    if not 0 < count < len(test):
+        raise ConfigError(
+            f"data.held_out={share} of {len(test)} test examples leaves nothing on one side"
+        )
+    order = np.random.default_rng([seed, len(test)]).permutation(len(test))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    parts = [Examples(test.inputs[part], test.targets[part]) for part in (rest, held)]
+    return replace(dataset, test=parts[0]), parts[1]
 
 
 def _initial_model(store: Store, task: tasks.Task, seed: int, init_from: str | None) -> ArrayRecord:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedipfs.ipld import CID
+from fedipfs.server.best import Best
 from fedipfs.store import Store, dag
 
 _HOLD = "fedipfs/hold/v1"
@@ -15,19 +15,18 @@ _HOLD = "fedipfs/hold/v1"
 class Keeper:
     """Pins, under names that begin with the run's id.
 
-    Always: every record with its details, the last model, the best one by `metric`, and what a
-    resumed run needs. With `everything`, all that the records lead to: updates and all models, for
-    audit. Else the models of the last `models` rounds; updates go when the store's garbage
-    collection next finds them older than its grace.
+    Always: every record with its details, the last model, the best one (`best` is kept up to
+    date here), and what a resumed run needs. With `everything`, all that the records lead to:
+    updates and all models, for audit. Else the models of the last `models` rounds; updates go when
+    the store's garbage collection next finds them older than its grace.
     """
 
     def __init__(
-        self, store: Store, run_id: str, *, models: int, everything: bool, metric: str
+        self, store: Store, run_id: str, *, models: int, everything: bool, best: Best
     ) -> None:
         self._store, self._run_id = store, run_id
-        self._models, self._everything, self._metric = models, everything, metric
+        self._models, self._everything, self._best = models, everything, best
         self._kept: dict[int, CID] = {}  # round -> model
-        self._best: tuple[float, CID] | None = None
         self._hold: tuple[CID, str] | None = None  # what a resumed run needs, and its pin's name
         self._head: CID | None = None
         self._released: list[tuple[CID, str]] = []
@@ -35,7 +34,7 @@ class Keeper:
     @property
     def best(self) -> CID | None:
         """The best model so far, if any was measured."""
-        return None if self._best is None else self._best[1]
+        return self._best.so_far and self._best.so_far.model
 
     def begin(self, head: CID) -> None:
         """Pin a run's first record and all it leads to, until the first round is complete."""
@@ -51,7 +50,7 @@ class Keeper:
         last, known = int(record["round"]), {head, record["run"]}
         for line in lines:
             known.add(CID.parse(line["record_cid"]))
-            self._judge(line, CID.parse(line["model_cid"]))
+            self._best.see(line, CID.parse(line["model_cid"]))
         mine = [
             (root, name, *self._parsed(name))
             for root, names in self._store.pins().items()
@@ -80,8 +79,17 @@ class Keeper:
             elif kind == "state":
                 self._hold = root, name
 
-    def pin(self, line: Mapping[str, Any], record: CID, model: CID, needed: Sequence[CID]) -> None:
-        """Pin what a completed round leaves; `needed` is what a resumed run needs of it."""
+    def pin(
+        self,
+        line: Mapping[str, Any],
+        record: CID,
+        details: CID | None,
+        model: CID,
+        needed: Sequence[CID],
+    ) -> None:
+        """Pin what a completed round leaves: its record with the sealed details, what it yields,
+        and what a resumed run needs of it.
+        """
         self._released = []
         number = int(line["round"])
         self._store.pin(record, self._run_id, recursive=self._everything)
@@ -91,9 +99,8 @@ class Keeper:
             self._release(self._head, self._start)
         self._head = record
         if self._everything:
-            self._judge(line, model)
+            self._best.see(line, model)
             return
-        details = dag.get_record(self._store, record).get("details")
         if details is not None:
             self._store.pin(details, f"{self._run_id}/details/{number}")
         self._kept[number] = model
@@ -101,7 +108,7 @@ class Keeper:
         for old in [n for n in self._kept if n <= number - self._models]:
             self._release(self._kept.pop(old), self._model(old))
         before = self.best
-        if self._judge(line, model):
+        if self._best.see(line, model):
             self._store.pin(model, self._best_name)
             if before != model:
                 self._release(before, self._best_name)
@@ -142,20 +149,3 @@ class Keeper:
     @property
     def _best_name(self) -> str:
         return f"{self._run_id}/best"
-
-    def _judge(self, line: Mapping[str, Any], model: CID) -> bool:
-        """Whether a round's model is the best so far; then it is remembered."""
-        measured = line.get("server") or line.get("evaluate") or {}
-        value = measured.get(self._metric)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return False
-        score = -value if _is_loss(self._metric) else value
-        if self._best is not None and score <= self._best[0]:
-            return False
-        self._best = (score, model)
-        return True
-
-
-def _is_loss(metric: str) -> bool:
-    """Whether less of it is better, by its name."""
-    return any(word in metric.lower() for word in ("loss", "error", "perplexity"))

@@ -7,7 +7,6 @@ They live in the run's folder, `keys/`, readable only by its owner: whoever hold
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,7 +38,8 @@ def coordinator(run: Path, identity: str | None, participants: Iterable[str]) ->
             f"{folder / _LIST} is gone, and with it what was revoked: put back a copy, or start a "
             "new run"
         )
-    own = None if identity is None else _own(identity)  # a run without it leaves no trace
+    # Before the folder: a run without it leaves no trace.
+    own = None if identity is None else Identity.unlock(identity)
     folder.mkdir(mode=0o700, exist_ok=True)
     keys = own or _made(path, "coordinator")
     if not (folder / _LIST).exists():
@@ -60,7 +60,7 @@ def reader(run: Path, identity: str | None = None) -> Party | None:
     path = Path(identity) if identity is not None else folder / _COORDINATOR
     if not (folder / _LIST).exists() or not path.exists():
         return None
-    return _listed(_own(str(path)), folder, path)
+    return _listed(Identity.unlock(path), folder, path)
 
 
 def _listed(keys: Identity, folder: Path, path: Path) -> Party:
@@ -72,16 +72,6 @@ def _listed(keys: Identity, folder: Path, path: Path) -> Party:
             "new run"
         )
     return party
-
-
-def _own(path: str) -> Identity:
-    secret = os.environ.get("FEDIPFS_PASSPHRASE")
-    try:
-        return Identity.load(path, secret.encode() if secret else None)
-    except KeyFileError:
-        if secret and not Identity.is_encrypted(path):
-            return Identity.load(path)
-        raise
 
 
 def _made(path: Path, organization: str) -> Identity:

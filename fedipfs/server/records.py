@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import platform
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -29,7 +29,9 @@ from fedipfs.trust.party import Party
 
 RUN, ROUND = "fedipfs/run/v1", "fedipfs/round/v1"
 _PACKAGES = ("fedipfs", "flwr", "torch", "numpy")
-_DETAILS = ("updates", "failures", "metrics", "clients", "privacy")  # of a round
+_DETAILS = (  # of a round
+    *("updates", "failures", "metrics", "aggregation", "clients", "asking", "privacy"),
+)
 _SIGNATURE = ("signature", "by")
 _FIRST = "first"  # what stands for the run in the signature of its first record
 
@@ -38,6 +40,7 @@ class Update(NamedTuple):
     """One client's contribution to a round.
 
     `signed` is what the client's `signature` covers (exchange/signing.py); empty without keys.
+    `base` is the model it began with, where that is not the round's.
     """
 
     client: str
@@ -46,6 +49,7 @@ class Update(NamedTuple):
     metrics: dict[str, Any]
     signed: bytes = b""
     signature: bytes = b""
+    base: CID | None = None
 
 
 def run_record(
@@ -80,16 +84,21 @@ def round_record(
     model_in: CID,
     model_out: CID,
     order: CID | None,
+    result: CID | None,
     updates: Sequence[Update],
     failures: Mapping[str, str],
     metrics: Mapping[str, Any],
+    aggregation: Mapping[str, Any],
     strategy: CID,
-    clients: Mapping[int, CID],
+    clients: Mapping[int, Sequence[CID]],
+    asking: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record of one completed round.
 
-    `strategy` links what the strategy remembers, `clients` the state of each node that keeps any
-    (local engine only); both are what a resumed run needs.
+    `model_out` is what the next round begins with, `result` what the run yields if that is
+    something else. `aggregation` says how the updates were combined. `strategy` links what the
+    strategy remembers, `clients` the state of each node that keeps any and what that links (local
+    engine only), `asking` who is left out and who is at work: what a resumed run needs.
     """
     return {
         "type": ROUND,
@@ -100,11 +109,14 @@ def round_record(
         "model_in": model_in,
         "model_out": model_out,
         "order": order,
+        "result": result,
         "updates": [_update(update) for update in updates],
         "failures": dict(failures),
         "metrics": plain(metrics),
+        "aggregation": plain(aggregation),
         "strategy": strategy,
-        "clients": {str(node): state for node, state in clients.items()},
+        "clients": {str(node): list(state) for node, state in clients.items()},
+        "asking": asking,
         "privacy": None,
     }
 
@@ -113,20 +125,34 @@ def _update(update: Update) -> dict[str, Any]:
     record = {**update._asdict(), "metrics": plain(update.metrics)}
     if not update.signature:
         del record["signed"], record["signature"]
+    if update.base is None:
+        del record["base"]
     return record
 
 
+def hide(
+    vault: Vault, record: Mapping[str, Any], blocks: Iterable[CID]
+) -> tuple[dict[str, Any], CID | None]:
+    """A round's record as it is stored, its details sealed where the vault seals.
+
+    Returns the CID of the details, too, if they were sealed. `blocks` are what the record leads to
+    through what only this party can read: they stay within reach of pins.
+    """
+    value = dict(record)
+    if vault.seal == "none":
+        return value, None
+    details = {key: value.pop(key) for key in _DETAILS}
+    value["details"] = vault.put_record(details, private=True)
+    value["blocks"] = sorted(_links(details) | set(blocks))
+    return value, value["details"]
+
+
 def put(vault: Vault, record: Mapping[str, Any], run: CID | None) -> CID:
-    """Store a record, its details sealed and the whole signed as the vault has it.
+    """Store a record, signed if the vault has keys.
 
     `run` is the CID of the run's first record; None for that one itself.
     """
     value = dict(record)
-    if value["type"] == ROUND and vault.seal != "none":
-        details = {key: value.pop(key) for key in _DETAILS}
-        value["details"] = vault.put_record(details, private=True)
-        # Content that only what is sealed names stays within reach of pins.
-        value["blocks"] = sorted(_links(details) | _links(vault.get_record(value["strategy"])))
     if vault.party is not None:
         statement = _statement(value, run)
         value["signature"], value["by"] = vault.party.sign(statement), vault.party.name

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from fedipfs.errors import BadUpdate, RunFailed, WeightsError
+from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError
 from fedipfs.exchange import (
+    NOT_FINITE,
     CidGrid,
     Stamp,
     StoredArrays,
@@ -23,15 +24,21 @@ from fedipfs.exchange import (
     store_arrays,
     stored_cid,
 )
+from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
 from fedipfs.ipld import CID
 from fedipfs.server import records
+from fedipfs.server.cohort import Answers, CohortGrid, Flight, Flights, ask
+from fedipfs.server.engine.clock import SimulatedGrid
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
+from fedipfs.server.selection import Selection
 from fedipfs.strategies import parts, require, save_state, screen
 
 log = logging.getLogger(__name__)
 
-Evaluator = Callable[[StoredArrays], dict[str, float]]
+CAPABILITIES = "query.capabilities"  # the type of a message that asks what a node offers
+
+Evaluator = Callable[[StoredArrays, CID | None], dict[str, float]]
 _Aggregate = tuple[ArrayRecord | None, MetricRecord | None, list[Update], dict[int, str]]
 
 
@@ -41,14 +48,17 @@ class Round:
 
     number: int
     record: CID
+    details: CID | None  # of the record, where they are sealed
     needed: list[CID]  # what a resumed run needs, besides the model
-    model: StoredArrays
+    model: StoredArrays  # what the next round begins with
+    result: CID  # what the run yields: the model, or an ensemble
     selected: int
     succeeded: int
     failures: dict[str, str]
     train: dict[str, Any]
     evaluate: dict[str, Any] | None
     server: dict[str, float] | None
+    aggregation: dict[str, Any]  # how the strategy combined the updates
     sgd_steps: int
 
 
@@ -57,20 +67,24 @@ class Federation:
     """A strategy, a grid and a model that goes from round to round.
 
     `grid` is wrapped in a CidGrid here, so strategies see array records and Flower carries CIDs.
-    `evaluate` measures a model on the server's test set; None leaves that out. With `prefetch`,
-    all nodes are told of the new model before it is evaluated. `on_phase` is told
-    what a round is at.
+    `selection` says who is asked; a round's training ends after `deadline_s`. `poison` replaces
+    replies as an adversary would (server/attack.py). `evaluate` measures a model, or what stands
+    for it, on the server's test set; None leaves that out. With `prefetch`, all nodes are told of
+    the new model before it is evaluated. `on_phase` is told what a round is at.
     """
 
     vault: Vault
     grid: LocalGrid
     strategy: Strategy
+    selection: Selection
     model: StoredArrays
     config: CID
     run: CID
     head: CID
     seed: int
     min_successes: int
+    deadline_s: float | None = None
+    poison: Callable[[int, list[Message]], list[Message]] | None = None
     evaluate: Evaluator | None = None
     prefetch: bool = False
     on_phase: Callable[[str], None] = lambda text: None
@@ -84,21 +98,34 @@ class Federation:
             read_updates=not self._screens,
             name_of=self.grid.name_of,
         )
+        self._offers: dict[int, dict[str, Any]] = {}  # node -> what it announces
+        self._asynchronous = bool(getattr(self.strategy, "asynchronous", False))
+        self._flights = Flights(self._edge, self.grid.now, self.deadline_s)
 
-    def play(self, number: int, *, evaluate: bool) -> Round:
+    def play(self, number: int, *, evaluate: Callable[[], bool]) -> Round:
         """Run round `number` (from 1) and store its record, which becomes `head`.
+
+        Whether the server is to `evaluate` is asked when the new model is there.
 
         Raises RunFailed if too few clients succeed or the strategy gives no usable model.
         """
         model_in = self.model
+        self._began_with = model_in.cid
         if self.vault.party is not None:
             self._edge.stamp = Stamp(str(self.run), number)
         self.on_phase("training")
-        replies = self._ask("train", number)
+        answers = (self._buffer if self._asynchronous else self._ask_cohort)(number)
+        replies = answers.replies
+        if self.poison is not None:
+            replies = self.poison(number, replies)
         self.on_phase("aggregating")
+        if answers.follow_ups:
+            self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
         aggregate = self._aggregate_own if self._screens else self._aggregate_stock
         arrays, metrics, updates, failures = aggregate(number, replies)
+        self._hear(number, replies, failures)
         self.model = self._adopt(arrays, number)
+        result = getattr(self.strategy, "result", None)
         named = self._names(failures)
         train = dict(metrics or {})
         train.pop("steps", None)
@@ -106,11 +133,14 @@ class Federation:
         if self.prefetch:
             self._edge.announce(self.model)
         self.on_phase("evaluating")
-        federated, absent = self._evaluate_clients(number)
-        server = self.evaluate(self.model) if evaluate and self.evaluate else None
+        asked = [reply.metadata.src_node_id for reply in replies]
+        federated, absent = self._evaluate_clients(number, asked)
+        server = self.evaluate(self.model, result) if self.evaluate and evaluate() else None
         for name, reason in absent.items():
             named.setdefault(name, f"evaluate: {reason}")
-        strategy, tensors = save_state(self.strategy, self.vault)
+        aggregation = self._named(getattr(self.strategy, "notes", {}))
+        strategy, links = save_state(self.strategy, self.vault)
+        flights = self._flights.all()
         record = records.round_record(
             number=number,
             run=self.run,
@@ -119,40 +149,169 @@ class Federation:
             model_in=stored_cid(model_in),
             model_out=stored_cid(self.model),
             order=self.model.order,
+            result=result,
             updates=updates,
             failures=named,
             metrics={"train": train, "evaluate": federated, "server": server},
+            aggregation=aggregation,
             strategy=strategy,
             clients=self.grid.states,
+            asking=self._asking(flights),
         )
+        record, details = records.hide(self.vault, record, links)
         self.head = records.put(self.vault, record, self.run)
+        states = [cid for state in self.grid.states.values() for cid in state]
+        bases = [cid for flight in flights for cid in _reference(flight.base) if cid is not None]
         order = [self.model.order] if self.model.order is not None else []
         return Round(
             number=number,
             record=self.head,
-            needed=[self.config, *order, strategy, tensors, *self.grid.states.values()],
+            details=details,
+            needed=[
+                *dict.fromkeys(
+                    [self.config, stored_cid(self.model), *order, strategy, *links, *states, *bases]
+                )
+            ],
             model=self.model,
-            selected=len(replies),
+            result=result or stored_cid(self.model),
+            selected=len(replies) + answers.unneeded,
             succeeded=len(replies) - len(failures),
             failures=named,
             train=train,
             evaluate=federated,
             server=server,
+            aggregation=aggregation,
             sgd_steps=sum(_steps(update) for update in updates),
         )
 
-    def _ask(self, what: str, number: int) -> list[Message]:
-        # Flower's strategies draw the cohort from the global generator, which clients in this
-        # process (engine=serial) have used meanwhile.
+    def restore(self, asking: Mapping[str, Any]) -> None:
+        """Go on from the `asking` of the last round's record: who was left out, who is at work."""
+        self.selection.restore(asking["selection"])
+        for node, asked, (cid, order), began in asking["flights"]:
+            base = StoredArrays.open(self.vault, cid, order)
+            if isinstance(self.grid, SimulatedGrid):
+                self.grid.set_now(began)
+            self._send(asked, base, [node])
+        if isinstance(self.grid, SimulatedGrid):
+            self.grid.set_now(asking["now"])
+
+    def _asking(self, flights: list[Flight]) -> dict[str, Any]:
+        now = self.grid.now() if isinstance(self.grid, SimulatedGrid) else None
+        return {
+            "selection": self.selection.state(),
+            "flights": [
+                [
+                    flight.node,
+                    flight.asked,
+                    _reference(flight.base),
+                    None if now is None else flight.began,
+                ]
+                for flight in flights
+            ],
+            "now": now,
+        }
+
+    def _ask_cohort(self, number: int) -> Answers:
+        """A cohort trains, and all (or the first so many) are waited for."""
+        fit = self.selection.fit(number, *self._nodes(number))
+        cohort, enough = self.selection.cohort(number, fit), self.selection.size(len(fit))
+        follow = getattr(self.strategy, "follow_up", None)
+        return ask(
+            self._edge,
+            self._configured("train", number, self.model, cohort),
+            now=self.grid.now,
+            enough=enough if enough < len(cohort) else None,
+            deadline_s=self.deadline_s,
+            follow_up=None if follow is None else lambda reply: follow(number, reply, self._edge),
+        )
+
+    def _buffer(self, number: int) -> Answers:
+        """Clients train all the time; who answers is replaced, until the buffer is full."""
+        strategy: Any = self.strategy
+        fit = self.selection.fit(number, *self._nodes(number))
+        at_once = self.selection.size(len(fit))
+        replies: list[Message] = []
+        good = draw = 0
+        while good < strategy.buffer_size:
+            busy = {flight.node for flight in self._flights.all()}
+            busy |= {reply.metadata.src_node_id for reply in replies}
+            idle = [node for node in fit if node not in busy]
+            free = at_once - len(self._flights)
+            if idle and free > 0:
+                draw += 1
+                chosen = self.selection.choose(number, idle, free, draw)
+                self._send(number, self.model, chosen)
+            if not self._flights:
+                break
+            for reply in self._flights.land():
+                arrays = None if reply.has_error() else next(iter(parts(reply)[0].values()), None)
+                asked = getattr(arrays, "asked", None) or number
+                if strategy.is_late(number, asked):
+                    reply = error_instead(reply, _too_late(number - asked))
+                replies.append(reply)
+                good += not reply.has_error()
+        return Answers(replies, [])
+
+    def _send(self, number: int, base: StoredArrays, nodes: list[int]) -> None:
+        if self.vault.party is not None:
+            self._edge.stamp = Stamp(str(self.run), number)
+        self._flights.send(self._configured("train", number, base, nodes), number, base)
+
+    def _nodes(self, number: int) -> tuple[list[int], dict[int, dict[str, Any]]]:
+        """The nodes that are there, and what they offer, as far as that matters."""
+        nodes = list(self._edge.get_node_ids())
+        unknown = [node for node in nodes if node not in self._offers]
+        if self.selection.requires and unknown:
+            self._offers |= self._announced(number, unknown)
+        return nodes, self._offers
+
+    def _announced(self, number: int, nodes: list[int]) -> dict[int, dict[str, Any]]:
+        config = ConfigRecord({"run-config": str(self.config), "server-round": number})
+        questions = [
+            self._edge.create_message(RecordDict({"config": config}), CAPABILITIES, node, "")
+            for node in nodes
+        ]
+        answers = ask(self._edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
+        return {
+            reply.metadata.src_node_id: dict(next(iter(reply.content.config_records.values()), {}))
+            for reply in answers.replies
+            if not reply.has_error()
+        }
+
+    def _configured(
+        self, what: str, number: int, model: StoredArrays, nodes: list[int]
+    ) -> list[Message]:
+        """The strategy's messages to these nodes, and no others."""
+        # Flower's strategies draw from the global generator, which clients in this process
+        # (engine=serial) have used meanwhile.
         seed = np.random.SeedSequence([self.seed, number, what == "evaluate"])
         random.seed(int(seed.generate_state(1)[0]))
         configure = getattr(self.strategy, f"configure_{what}")
         config = ConfigRecord({"run-config": str(self.config)})
-        messages = configure(number, self.model, config, self._edge)
-        return list(self._edge.send_and_receive(messages))
+        return list(configure(number, model, config, CohortGrid(self._edge, nodes)))
+
+    def _hear(self, number: int, replies: list[Message], failures: Mapping[int, str]) -> None:
+        nodes = [reply.metadata.src_node_id for reply in replies]
+        self.selection.heard(number, [node for node in nodes if node not in failures], failures)
+
+    def _named(self, value: Any) -> Any:
+        """`value` with the names of clients in the place of node ids."""
+        if isinstance(value, list):
+            return [self._named(each) for each in value]
+        if not isinstance(value, Mapping):
+            return value
+        named: dict[str, Any] = {}
+        for key, item in value.items():
+            if key == "node":
+                named["client"] = self.grid.name_of(item)
+            elif key == "nodes":
+                named["clients"] = [self.grid.name_of(node) for node in item]
+            else:
+                named[key] = self._named(item)
+        return named
 
     def _screened(
-        self, replies: list[Message], *, arrays: bool = True
+        self, replies: list[Message], *, arrays: int = 1
     ) -> tuple[list[Message], dict[int, str]]:
         loss_key = getattr(self.strategy, "train_loss_key", None) if arrays else None
         return screen(replies, self._weight_key, arrays=arrays, loss_key=loss_key)
@@ -181,12 +340,15 @@ class Federation:
     def _excluded(self) -> dict[int, str]:
         return dict(getattr(self.strategy, "excluded", {}))
 
-    def _evaluate_clients(self, number: int) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    def _evaluate_clients(
+        self, number: int, cohort: list[int]
+    ) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """Metrics on what clients hold out, if any were asked, and who failed to say."""
-        replies = self._ask("evaluate", number)
-        if not replies:
+        messages = self._configured("evaluate", number, self.model, cohort)
+        if not messages:
             return None, {}
-        good, failures = self._screened(replies, arrays=False)
+        answers = ask(self._edge, messages, now=self.grid.now, deadline_s=self.deadline_s)
+        good, failures = self._screened(answers.replies, arrays=0)
         for node, reason in failures.items():
             log.warning("round %d: %s: evaluate: %s", number, self.grid.name_of(node), reason)
         metrics = self.strategy.aggregate_evaluate(number, good) if good else None
@@ -204,19 +366,29 @@ class Federation:
             if not self._screens:
                 check_update(stored, specs_of(self.model))
         except (BadUpdate, WeightsError) as error:
-            raise RunFailed(
+            raise (Diverged if NOT_FINITE in str(error) else RunFailed)(
                 f"round {number}: {strategy} gave a model that cannot be used: {error}; "
                 "lower the learning rates, or choose another strategy"
             ) from error
         return stored
 
     def _update(self, reply: Message) -> Update:
-        (arrays,), (metrics,) = parts(reply)
+        arrays, (metrics,) = parts(reply)
+        update = next(iter(arrays.values()))
+        assert isinstance(update, StoredArrays)
         numbers: dict[str, Any] = dict(metrics)
         examples = numbers.pop(self._weight_key, 0)
         node = reply.metadata.src_node_id
         signed = self._edge.signed.get(node, (b"", b""))
-        return Update(self.grid.name_of(node), stored_cid(arrays), examples, numbers, *signed)
+        base = None if update.base is None else update.base.cid
+        return Update(
+            self.grid.name_of(node),
+            stored_cid(update),
+            examples,
+            numbers,
+            *signed,
+            base=None if base == self._began_with else base,
+        )
 
     def _names(self, failures: Mapping[int, str]) -> dict[str, str]:
         return {self.grid.name_of(node): reason for node, reason in failures.items()}
@@ -226,3 +398,11 @@ def _steps(update: Update) -> int:
     """The SGD steps that a client says it took; 0 for nonsense."""
     steps = update.metrics.get("steps")
     return int(steps) if isinstance(steps, int | float) and 0 <= steps < 2**53 else 0
+
+
+def _reference(arrays: StoredArrays) -> list[CID | None]:
+    return [stored_cid(arrays), arrays.order]
+
+
+def _too_late(late: int) -> Error:
+    return Error(CLIENT_APP_RAISED_EXCEPTION, f"its update came {late} models late")

@@ -7,14 +7,15 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from typing_extensions import Buffer
 
-from fedipfs.errors import RunError, RunInterrupted
+from fedipfs.errors import Diverged, RunError, RunInterrupted
 from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid
 from fedipfs.flower_compat import flower_logger
 from fedipfs.ipld import CID
@@ -24,13 +25,17 @@ from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
 from fedipfs.server import parties, records
 from fedipfs.server.bench import Bench
+from fedipfs.server.best import Best, measured
+from fedipfs.server.engine.clock import SimulatedGrid, durations
 from fedipfs.server.engine.local import RUN_ID, LocalGrid, Traffic, client_name
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.keep import Keeper
 from fedipfs.server.records import plain
 from fedipfs.server.rounds import Federation, Round
-from fedipfs.server.settings import recorded
+from fedipfs.server.selection import Selection
+from fedipfs.server.settings import cohort_size, recorded
+from fedipfs.server.stopping import Stopping
 from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
 from fedipfs.trust.party import Party
@@ -60,7 +65,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
             folder = RunFolder.create(config["runs_dir"], config["run_id"], config["experiment"])
         try:
             with _LogFile(folder.path / "log.txt"):
-                return _Session(dict(config), bench, folder, progress, began).run()
+                return _Session(bench, folder, progress, began).run()
         finally:
             progress.close()
             folder.close()
@@ -70,40 +75,37 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
 class _Session:
     """The time between opening a run's folder and closing it."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        bench: Bench,
-        folder: RunFolder,
-        progress: Progress,
-        began: float,
-    ) -> None:
-        self.config = {**config, "run_id": folder.run_id}
+    def __init__(self, bench: Bench, folder: RunFolder, progress: Progress, began: float) -> None:
+        config = self.config = {**bench.config, "run_id": folder.run_id}
         self.bench, self.store = bench, bench.store
         self.folder, self.progress, self.began = folder, progress, began
         self.vault = Vault(bench.store, self._party(), config["seal"])
-        self.model = store_arrays(self.vault, bench.model)
         self.lines: list[dict[str, Any]] = []
-        self.states: dict[int, CID] = {}
+        self.asking: dict[str, Any] | None = None  # who was asked, where a resumed run goes on
+        self.states: dict[int, list[CID]] = {}
         self.traffic = Traffic()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="fedipfs-commit")
         self._commit_under_way: Future[None] | None = None
-        dataset = bench.dataset.name
-        settings = {**recorded(config), "dataset": dataset}
+        self.settings = {**recorded(config), "dataset": bench.dataset.name}
+        metric, direction = config["task"]["metric"], config["task"]["direction"]
+        self.best = Best(metric, direction)
+        self.stopping = Stopping(config["stop"], metric, direction)
+        self.stopped: str | None = None  # why the run ended before its last round
         self.keeper = Keeper(
             self.store,
             folder.run_id,
             models=config["keep"]["models"],
             everything=config["keep"]["everything"],
-            metric=config["task"]["metric"],
+            best=self.best,
         )
-        self.settings = settings
         if folder.head is not None:
             self.head = folder.head
             return
-        self.recorded = self.vault.put_record(settings)
+        self.model = store_arrays(self.vault, bench.model)
+        self.result = stored_cid(self.model)
+        self.recorded = self.vault.put_record(self.settings)
         first = records.run_record(
-            self.recorded, stored_cid(self.model), self.model.order, dataset, self.vault
+            self.recorded, self.result, self.model.order, bench.dataset.name, self.vault
         )
         if config["unsealed_because"] and config["seal"] == "none":
             first["unsealed_because"] = config["unsealed_because"]
@@ -121,14 +123,13 @@ class _Session:
     def run(self) -> dict[str, Any]:
         config, folder = self.config, self.folder
         last = self._last_round()
-        if last >= config["rounds"]:
-            if not self._concluded():  # stopped while the results were written
-                summary = self._write_results("finished", None)
-                self.progress.finish(summary, folder.path, _store_option(config["store"]))
-                return summary
+        if last >= config["rounds"] or self.stopped:
+            if not self._concluded():  # killed while the results were written
+                return self._conclude()
+            why = f": {self.stopped}" if self.stopped else ""
+            how = "change the setting" if self.stopped else f"add rounds={last + 1} or more"
             raise RunError(
-                f"run {folder.run_id} has finished its {last} rounds; to train on, add "
-                f"rounds={last + 1} or more"
+                f"run {folder.run_id} has finished its {last} rounds{why}; to train on, {how}"
             )
         folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         if not last:
@@ -139,7 +140,13 @@ class _Session:
         try:
             pool = _pool(config, self.vault)
             self._rounds(pool, last + 1)
+            if self.stopping.diverged:
+                raise Diverged(self.stopping.diverged)
             status = "finished"
+        except Diverged as problem:
+            self._settle()
+            error = self._back_to_best(problem)
+            raise Diverged(error) from problem
         except KeyboardInterrupt:
             status = "interrupted"
             where = "" if config["runs_dir"] == "runs" else f" runs_dir={config['runs_dir']}"
@@ -157,6 +164,25 @@ class _Session:
             summary = self._write_results(status, error)
         self.progress.finish(summary, folder.path, _store_option(config["store"]))
         return summary
+
+    def _conclude(self) -> dict[str, Any]:
+        """Write the results of a run that was killed after its last round."""
+        if self.stopping.diverged:
+            raise Diverged(self._back_to_best(self.stopping.diverged))
+        summary = self._write_results("finished", None)
+        self.progress.finish(summary, self.folder.path, _store_option(self.config["store"]))
+        return summary
+
+    def _back_to_best(self, why: object) -> str:
+        """Make the best model the run's result; what to say of it."""
+        best = self.best.so_far
+        if best is None:
+            return f"{why}; no model was measured before, so there is none to go back to"
+        self.result = best.model
+        return (
+            f"{why}; went back to the model of round {best.round}, {best.model} "
+            f"({self.best.metric} {best.value:.4g}): lower the learning rate, or clip"
+        )
 
     def _concluded(self) -> bool:
         """Whether summary.json says that the run has finished, with as many rounds as there are."""
@@ -178,40 +204,47 @@ class _Session:
         if record["type"] != records.ROUND:
             self.first = self.head
             self.model = StoredArrays.open(self.vault, record["model"], record["order"])
+            self.result = stored_cid(self.model)
             self.folder.rewrite([])
             return 0
         self.first = record["run"]
         self.model = StoredArrays.open(self.vault, record["model_out"], record["order"])
         load_state(self.bench.strategy, self.vault, record["strategy"])
+        self.result = record["result"] or stored_cid(self.model)
         self.states = {int(node): state for node, state in record["clients"].items()}
+        self.asking = record["asking"]
         number = int(record["round"])
         # A line may have been written for a round whose record was not completed.
         self.lines = [line for line in self.folder.lines() if line["round"] <= number]
         self.folder.rewrite(self.lines)
         self.keeper.resume(self.head, self.lines)
+        for line in self.lines:
+            self.stopped = self.stopping.see(line)
         return number
 
     def _rounds(self, pool: Pool, first: int) -> None:
         config, bench, progress = self.config, self.bench, self.progress
-        grid = LocalGrid(
-            pool, config["clients"]["total"], states=self.states, on_reply=progress.client_done
-        )
+        grid = self._grid(pool)
         self.traffic = grid.traffic
         federation = Federation(
             self.vault,
             grid,
             bench.strategy,
+            self._selection(),
             self.model,
             self.recorded,
             self.first,
             self.head,
             config["seed"],
             bench.min_successes,
+            deadline_s=config["clients"]["deadline_s"],
             prefetch=bool(config["store"].get("prefetch")),
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:
-            federation.evaluate = lambda model: bench.evaluate(model, config)
+            federation.evaluate = lambda model, result: bench.evaluate(model, config, result)
+        if self.asking is not None:
+            federation.restore(self.asking)
         progress.start(
             self.folder.run_id,
             config["experiment"],
@@ -220,15 +253,40 @@ class _Session:
             bench.dataset.note,
         )
         for number in range(first, config["rounds"] + 1):
-            progress.round_started(number, config["clients"]["per_round"])
-            self._round(federation, number)
+            self.stopped = self._out_of_time()
+            if not self.stopped:
+                progress.round_started(number, cohort_size(config["clients"]))
+                self._round(federation, number)
+            if self.stopped:
+                break
         self._settle()
 
+    def _grid(self, pool: Pool) -> LocalGrid:
+        clients = self.config["clients"]
+        nodes: dict[str, Any] = {"states": self.states, "on_reply": self.progress.client_done}
+        if clients["clock"] == "real":
+            return LocalGrid(pool, clients["total"], **nodes)
+        pace = durations(clients["spread"], self.config["seed"])
+        return SimulatedGrid(pool, clients["total"], duration=pace, **nodes)
+
+    def _selection(self) -> Selection:
+        clients = self.config["clients"]
+        names = ("per_round", "extra", "select", "requires", "exclude_after", "rest_rounds")
+        return Selection(
+            **{name: clients[name] for name in names},
+            least=self.bench.min_successes,
+            seed=self.config["seed"],
+        )
+
+    def _out_of_time(self) -> str | None:
+        return self.stopping.out_of_time(time.monotonic() - self.began)
+
     def _round(self, federation: Federation, number: int) -> None:
+        """Play a round, begin to commit it, and see whether it was the last."""
         began, config, store = time.monotonic(), self.config, self.store
         before, counters = self.traffic.copy(), store.counters.copy()
         due = number % config["evaluate"]["every"] == 0 or number == config["rounds"]
-        done = federation.play(number, evaluate=due)
+        done = federation.play(number, evaluate=lambda: due or self._out_of_time() is not None)
         asked = done.selected * (2 if done.evaluate is not None else 1) or 1
         now = self.traffic
         put = now.store_put - before.store_put + store.counters.put_bytes - counters.put_bytes
@@ -242,6 +300,9 @@ class _Session:
             "fetched": now.fetched - before.fetched + own.fetched_bytes - counters.fetched_bytes,
         }
         line = _line(done, moved, time.monotonic() - began)
+        self.stopped = self.stopping.see(line)
+        if self.stopping.diverged:
+            line["diverged"] = self.stopping.diverged
         # Disks are slow to confirm: the next round trains meanwhile, but is not committed before.
         self._settle()
         self._commit_under_way = self._disk.submit(self._commit, done, line)
@@ -254,20 +315,22 @@ class _Session:
 
     def _commit(self, done: Round, line: dict[str, Any]) -> None:
         """Make a round count. The order makes any moment a safe one to be killed."""
-        self.keeper.pin(line, done.record, stored_cid(done.model), done.needed)
+        self.keeper.pin(line, done.record, done.details, done.result, done.needed)
         self.store.flush()
         self.folder.append(line)
         self.folder.write("head", f"{done.record}\n")
         self.keeper.release()
-        self.model, self.head = done.model, done.record
+        self.model, self.result, self.head = done.model, done.result, done.record
         self.lines.append(line)
         self.progress.round_done(line)
 
     def _write_results(self, status: str, error: str | None) -> dict[str, Any]:
-        """summary.json, report.html and, after at least one round, model.safetensors."""
+        """summary.json, report.html and, after a round, model.safetensors and best.safetensors."""
         folder = self.folder
         if self.lines:
-            folder.write_model("model.safetensors", self.model.weights.file())
+            folder.write_model("model.safetensors", _model_file(self.vault, self.result))
+        if self.best.so_far is not None:
+            folder.write_model("best.safetensors", _model_file(self.vault, self.best.so_far.model))
         summary = self._summary(status, error)
         write_json(folder.path / "summary.json", summary)
         folder.write("report.html", render(summary, self.lines, folder.read("config.yaml")))
@@ -276,8 +339,11 @@ class _Session:
     def _summary(self, status: str, error: str | None) -> dict[str, Any]:
         config, lines = self.config, self.lines
         asked = sum(line["clients"]["selected"] for line in lines) or 1
-        measured = next((line["server"] for line in reversed(lines) if line["server"]), None)
-        federated = lines[-1]["evaluate"] if lines else None
+        best = self.best.so_far
+        of_result = [line for line in lines if line["model_cid"] == str(self.result)]
+        results = next(
+            (dict(found) for line in reversed(of_result or lines) if (found := measured(line))), {}
+        )
         return {
             "run_id": self.folder.run_id,
             "experiment": config["experiment"],
@@ -286,10 +352,11 @@ class _Session:
             "engine": config["engine"]["name"],
             "seal": config["seal"],
             "rounds_completed": len(lines),
-            "final_model_cid": str(self.model.cid) if lines else None,
-            "best_model_cid": str(self.keeper.best) if self.keeper.best else None,
+            "final_model_cid": str(self.result) if lines else None,
+            "best_model_cid": best and str(best.model),
+            "best_round": best and best.round,
             "head_cid": str(self.head) if lines else None,
-            "metrics": measured or federated or {},
+            "metrics": results,
             "seconds": {
                 "total": round(time.monotonic() - self.began, 3),
                 "rounds": round(sum(line["seconds"] for line in lines), 3),
@@ -311,8 +378,14 @@ class _Session:
             "peak_rss_mb": round(max(self.traffic.peak_rss, peak_rss()) / 1e6, 1),
             "privacy": None,
             "status": status,
+            "stopped": self.stopped,
             "error": error,
         }
+
+
+def _model_file(vault: Vault, model: CID) -> Iterator[Buffer]:
+    """The safetensors file of what a run yields, in pieces."""
+    return StoredArrays.open(vault, model).weights.file()
 
 
 def _pool(config: Mapping[str, Any], vault: Vault) -> Pool:
@@ -362,7 +435,8 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             },
             "sgd_steps": done.sgd_steps,
             "bytes": moved,
-            "model_cid": str(done.model.cid),
+            "aggregation": done.aggregation,
+            "model_cid": str(done.result),
             "record_cid": str(done.record),
         }
     )

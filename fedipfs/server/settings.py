@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -26,13 +27,26 @@ _LOCAL = (
     "unsealed_because",
     "identity",
     "keep",
+    "stop",
 )
 # What every choice of a group has.
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "task": ("name", "target", "options", "metric"),
+    "task": ("name", "target", "options", "metric", "direction"),
     "strategy": ("name",),
     "store": ("kind",),
     "engine": ("name", "workers", "timeout_s"),
+    "compression": ("name",),
+    "attack": ("name",),
+}
+# The options of each attack, besides its name; see server/attack.py.
+_ATTACKS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "gaussian": ("fraction", "seed", "std"),
+    "sign_flip": ("fraction", "seed", "factor"),
+    "scale": ("fraction", "seed", "factor"),
+    "alie": ("fraction", "seed", "z"),
+    "label_flip": ("fraction", "seed"),
+    "nan": ("fraction", "seed"),
 }
 # Sections whose options are those of a class; conf/ need not list them all.
 _OPEN = ("train.optimizer", "train.schedule", "task.options", "strategy", "store")
@@ -40,12 +54,14 @@ _MOST = 2**63 - 1  # what torch takes as a seed, and DAG-CBOR and numpy as an in
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config`, resolved and complete: nulls that stand for a computed default are filled in.
+    """`config`, checked: most nulls that stand for a computed default are filled in (those that
+    depend on the strategy's needs by Bench.prepare).
 
     Raises ConfigError naming the first value that cannot be right and what to do.
     """
     from fedipfs.exchange import choose_seal  # it takes Flower along
     from fedipfs.store import is_shared
+    from fedipfs.weights.compression import Spec
 
     config = _copy(config)
     assert isinstance(config, dict)
@@ -63,55 +79,132 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _flag(config["keep"], "everything", "keep.")
     for key in ("name", "target", "metric"):
         _text(config["task"], key, "task.")
+    _choice(config["task"], "direction", ("max", "min"), "task.")
     if not isinstance(config["task"]["options"], dict):
         raise ConfigError(f"task.options={config['task']['options']} should be {{key: value}}")
     _clients(config["clients"])
     _evaluate(config["evaluate"])
+    _stop(config["stop"])
+    Spec.of(config["compression"])
+    _attack(config["attack"], config["clients"]["total"])
     _data(config["data"], config["evaluate"]["federated"])
     _train(config["train"])
-    _engine(config["engine"], config["clients"]["per_round"])
+    _engine(config["engine"], cohort_size(config["clients"]))
     return config
+
+
+def cohort_size(clients: Mapping[str, Any]) -> int:
+    """How many of all clients train in a round."""
+    per_round = clients["per_round"]
+    if isinstance(per_round, float):
+        return math.ceil(per_round * clients["total"] - 1e-9)
+    return int(per_round)
 
 
 def _clients(clients: dict[str, Any]) -> None:
     _integer(clients, "total", 1, "clients.")
-    _integer(clients, "per_round", 1, "clients.")
-    if clients["per_round"] > clients["total"]:
+    if isinstance(clients["per_round"], float):
+        if not 0 < clients["per_round"] < 1:
+            raise ConfigError(
+                f"clients.per_round={clients['per_round']} is neither a whole number nor a share "
+                "between 0 and 1"
+            )
+    else:
+        _integer(clients, "per_round", 1, "clients.")
+    size = cohort_size(clients)
+    if size > clients["total"]:
         raise ConfigError(
             f"clients.per_round={clients['per_round']} is more than clients.total="
             f"{clients['total']}; lower the one or raise the other"
         )
     if clients["min_successes"] is None:
-        clients["min_successes"] = (clients["per_round"] + 1) // 2
+        clients["min_successes"] = (size + 1) // 2
     _integer(clients, "min_successes", 1, "clients.")
-    if clients["min_successes"] > clients["per_round"]:
+    if clients["min_successes"] > size:
         raise ConfigError(
             f"clients.min_successes={clients['min_successes']} is more than clients.per_round="
             f"{clients['per_round']}; no round could succeed"
         )
+    _choice(clients, "select", ("random", "round_robin"), "clients.")
+    clients["requires"] = {} if clients["requires"] is None else clients["requires"]
+    _requires(clients["requires"])
+    _integer(clients, "extra", 0, "clients.")
+    if size + clients["extra"] > clients["total"]:
+        raise ConfigError(
+            f"clients.extra={clients['extra']} asks for more clients than there are: "
+            f"clients.per_round={clients['per_round']}, clients.total={clients['total']}"
+        )
+    if clients["deadline_s"] is not None:
+        _number(clients, "deadline_s", 1e-3, 1e9, "clients.")
+    _integer(clients, "exclude_after", 1, "clients.", optional=True)
+    _integer(clients, "rest_rounds", 1, "clients.")
+    _choice(clients, "clock", ("real", "simulated"), "clients.")
+    _number(clients, "spread", 0.0, 10.0, "clients.")
+
+
+def _requires(requires: Any) -> None:
+    if not isinstance(requires, Mapping):
+        raise ConfigError(
+            f"clients.requires={requires} should be {{what: value}}, as {{examples_min: 100}}"
+        )
+    for key, value in requires.items():
+        if key.endswith(("_min", "_max")) and not _is_number(value):
+            raise ConfigError(f"clients.requires.{key}={value} should be a number")
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"clients.requires.{key}={value} should be a number, text or truth")
+
+
+def _stop(stop: dict[str, Any]) -> None:
+    for key, least, most in (
+        ("wall_s", 0.0, 1e9),
+        ("target", -1e299, 1e299),
+        ("divergence", 1.0, 1e299),
+    ):
+        if stop[key] is not None:
+            _number(stop, key, least, most, "stop.")
+    _integer(stop, "patience", 1, "stop.", optional=True)
+    _number(stop, "min_delta", 0.0, 1e299, "stop.")
+
+
+def _attack(attack: dict[str, Any], clients: int) -> None:
+    _choice(attack, "name", tuple(_ATTACKS), "attack.")
+    _keys(attack, {"name": None, **dict.fromkeys(_ATTACKS[attack["name"]])}, "attack.")
+    if attack["name"] == "none":
+        return
+    _integer(attack, "seed", 0, "attack.")
+    _number(attack, "fraction", 0.0, 1.0, "attack.")
+    if not round(attack["fraction"] * clients):
+        raise ConfigError(
+            f"attack.fraction={attack['fraction']} of clients.total={clients} is nobody; raise it, "
+            "or take attack=none"
+        )
+    for key in attack.keys() - {"name", "fraction", "seed"}:
+        if key != "z" or attack[key] is not None:
+            _number(attack, key, 0.0, 1e30, "attack.")
 
 
 def _evaluate(evaluate: dict[str, Any]) -> None:
-    _flag(evaluate, "server", "evaluate.")
-    _flag(evaluate, "federated", "evaluate.")
+    for key in ("server", "federated"):
+        if evaluate[key] is not None:
+            _flag(evaluate, key, "evaluate.")
     _integer(evaluate, "every", 1, "evaluate.")
     _integer(evaluate, "batch_size", 1, "evaluate.")
 
 
-def _data(data: dict[str, Any], federated: bool) -> None:
+def _data(data: dict[str, Any], federated: bool | None) -> None:
     _text(data, "root", "data.", optional=True)
     _choice(data, "partition", ("iid", "dirichlet", "shards", "pathological"), "data.")
     _choice(data, "fallback", ("digits", "error"), "data.")
     _number(data, "alpha", 1e-6, 1e6, "data.")
     _integer(data, "shards_per_client", 1, "data.")
     _integer(data, "classes_per_client", 1, "data.")
-    if data["validation"] is None:
-        data["validation"] = 0.1 if federated else 0.0
-    _number(data, "validation", 0.0, 0.9, "data.")
-    if federated and not data["validation"]:
-        raise ConfigError(
-            "evaluate.federated=true needs examples to evaluate on; set data.validation=0.1"
-        )
+    if data["validation"] is not None:
+        _number(data, "validation", 0.0, 0.9, "data.")
+        if federated and not data["validation"]:
+            raise ConfigError(
+                "evaluate.federated=true needs examples to evaluate on; set data.validation=0.1"
+            )
+    _number(data, "held_out", 0.0, 0.9, "data.")
 
 
 def _train(train: dict[str, Any]) -> None:
@@ -152,6 +245,7 @@ def unknown(key: str) -> str:
     parent, _, last = key.rpartition(".")
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     same_last = [k for k in known if k.rpartition(".")[2] == last and k != key]
+    same_last.sort(key=lambda k: known[k] != "")  # those that every run has come first
     near = [beside[name] for name in get_close_matches(last, beside, n=1)] or same_last
     if not beside:
         near = near or get_close_matches(key, known, n=1)

@@ -14,6 +14,14 @@ from fedipfs.errors import ConfigError
 from fedipfs.server import settings
 
 
+def quoted(words: list[str]) -> list[str]:
+    """The words, with quotes where Hydra would read the name of a choice as a number: attack=nan."""
+    return [
+        re.sub(r"(?<=[=,])nan(?=,|$)", "'nan'", word) if word.startswith("attack=") else word
+        for word in words
+    ]
+
+
 def resolved(config: DictConfig) -> dict[str, Any]:
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)

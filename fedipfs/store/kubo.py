@@ -18,7 +18,6 @@ from fedipfs.errors import (
     StoreTimeout,
     StoreUnreachable,
     UnixFSError,
-    one_line,
 )
 from fedipfs.ipld import CID, DAG_CBOR, RAW, car, unixfs
 from fedipfs.ipld.ahead import map_ahead
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 
 _HAS_S = 1.0  # the longest wait for whether the node holds a block: js-ipfs would wait for peers
 _SLACK = 64 << 10  # bytes of an answer beyond the block, for words of error
-_NAME = 60  # characters of a pin's name that the node is told; Kubo takes 255 bytes
 
 
 class KuboStore:
@@ -218,9 +216,7 @@ class KuboStore:
             return
         except BlockNotFound:
             pass  # some of the content is not there: asked again, the node looks among its peers
-        answer = self.rpc.ask(
-            what, "/pin/add", str(record), name=one_line(f"fedipfs {name}", _NAME)
-        )
+        answer = self.rpc.ask(what, "/pin/add", str(record))
         if [_cid(text, what) for text in _field(answer, "Pins", list, what)] != [record]:
             raise StoreBadAnswer(f"{what}: {self.rpc.name} says that it pinned another CID")
 

@@ -252,7 +252,6 @@ class Rpc:
         text, where = message.lower(), f"{what}: {self.name}"
         for secret in self._headers.get("Authorization", "").split(" ")[1:]:
             message = message.replace(secret, "***")
-        message = "".join(c if c.isprintable() else " " for c in message)  # no terminal's commands
         said = f'says "{one_line(message, 160)}"'
         if "no space left" in text or "quota" in text or "storagemax" in text:
             return StoreFull(f"{where} {said}; free space there or run `fedipfs store gc`")

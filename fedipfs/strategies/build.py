@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedipfs.data import Examples
 from fedipfs.errors import ConfigError
-from fedipfs.strategies.fedavg import FedAvg
+from fedipfs.strategies.base import StoreStrategy
+from fedipfs.strategies.best_model import BestModel
+from fedipfs.strategies.bulyan import Bulyan
+from fedipfs.strategies.centered_clipping import CenteredClipping
+from fedipfs.strategies.ensemble import EnsembleStrategy
+from fedipfs.strategies.fedavg import Average, FedAvg, FedProx
+from fedipfs.strategies.fedbuff import FedBuff
+from fedipfs.strategies.fednova import FedNova
+from fedipfs.strategies.fedsgd import FedSGD
+from fedipfs.strategies.krum import Krum, MultiKrum
+from fedipfs.strategies.median import FedMedian, FedTrimmedAvg
+from fedipfs.strategies.normclip import NormClip
+from fedipfs.strategies.personal import FedBN, FedPer
+from fedipfs.strategies.rfa import RFA
+from fedipfs.strategies.scaffold import Scaffold
+from fedipfs.tasks import Task
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": FedAvg,
+    "average": Average,
+    "best_model": BestModel,
+    "ensemble": EnsembleStrategy,
+    "fedprox": FedProx,
+    "fedsgd": FedSGD,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "fedper": FedPer,
+    "fedbn": FedBN,
+    "fedbuff": FedBuff,
     "fedadam": flower.FedAdam,
     "fedyogi": flower.FedYogi,
     "fedadagrad": flower.FedAdagrad,
     "fedavgm": flower.FedAvgM,
-    "fedprox": flower.FedProx,
-    "krum": flower.Krum,
-    "multikrum": flower.MultiKrum,
-    "bulyan": flower.Bulyan,
-    "fedmedian": flower.FedMedian,
-    "fedtrimmedavg": flower.FedTrimmedAvg,
+    "krum": Krum,
+    "multikrum": MultiKrum,
+    "bulyan": Bulyan,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "rfa": RFA,
+    "centered_clipping": CenteredClipping,
     "qfedavg": flower.QFedAvg,
 }
-
-# Updates needed to withstand f malicious ones: Blanchard et al. 2017 (Krum), El Mhamdi et al.
-# 2018 (Bulyan).
-_BYZANTINE = {"krum": (2, 3), "multikrum": (2, 3), "bulyan": (4, 3)}
 
 _RATE: tuple[Callable[[float], bool], str] = (lambda value: value > 0, "above 0")
 _DECAY: tuple[Callable[[float], bool], str] = (lambda value: 0 <= value < 1, "from 0 to below 1")
@@ -46,77 +70,104 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "proximal_mu": _WEIGHT,
     "q": _WEIGHT,
     "client_learning_rate": _RATE,
-    "beta": (lambda value: 0 <= value < 0.5, "from 0 to below 0.5"),
-    "num_malicious_nodes": _WEIGHT,
-    "num_nodes_to_select": (lambda value: value >= 1, "of at least 1"),
 }
-_WHOLE = ("num_malicious_nodes", "num_nodes_to_select")
 
 
-class Cohort(NamedTuple):
-    """How many clients there are and how many take part in a round."""
+@dataclass(frozen=True)
+class Brief:
+    """What a strategy is told of the run that it serves, beside its own options.
 
-    total: int
-    train: int
-    evaluate: int
-    min_successes: int
+    An argument of a strategy's constructor that has the name of a field here is given its value.
+    """
+
+    per_round: int  # clients that train in a round
+    min_successes: int  # good updates that a round needs
+    clients: int = 0  # in all
+    evaluates: bool = False  # whether clients evaluate
+    seed: int = 0
+    metric: str = "accuracy"  # by which models are compared
+    direction: str = "max"  # max: more of it is better; min: less
+    train: Mapping[str, Any] = field(default_factory=dict)  # the section of the configuration
+    validation: float = 0.0  # share of its examples that each client holds out
+    task: Task | None = None
+    task_target: str = ""  # what names it
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Examples | None = None  # examples of the coordinator's, for choices
 
 
-def build(options: Mapping[str, Any], cohort: Cohort) -> Strategy:
+def build(options: Mapping[str, Any], brief: Brief) -> Strategy:
     """The strategy that `options` describe: its `name`, and that class's own arguments.
 
-    Raises ConfigError for an unknown name or argument and for numbers that cannot work.
+    With `clip_update_norm`, which every strategy can have, it is a NormClip of that strategy.
+
+    It asks every node that it is shown; who takes part in a round is decided elsewhere. Raises
+    ConfigError for an unknown name or argument, and for what cannot be right.
     """
     arguments = dict(options)
     name = str(arguments.pop("name", ""))
+    clip_update_norm = arguments.pop("clip_update_norm", None)
     if name not in STRATEGIES:
         raise ConfigError(_unknown("strategy", name, list(STRATEGIES)))
     cls = STRATEGIES[name]
     common: dict[str, Any] = {
-        "fraction_train": cohort.train / cohort.total,
-        "fraction_evaluate": cohort.evaluate / cohort.total,
-        "min_train_nodes": cohort.train,
-        "min_evaluate_nodes": cohort.evaluate,
-        "min_available_nodes": cohort.total,
+        "fraction_train": 1.0,
+        "fraction_evaluate": float(brief.evaluates),
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": int(brief.evaluates),
+        "min_available_nodes": 1,
     }
-    if cls is FedAvg:
-        common["min_successes"] = cohort.min_successes
-    known = [*inspect.signature(flower.FedAvg).parameters, *inspect.signature(cls).parameters]
-    own = [n for n in known if n not in common and n not in ("args", "kwargs")]
+    accepted = parameters(cls)
+    told = {key: value for key, value in vars(brief).items() if key in accepted}
+    own = [key for key in accepted if key not in common and key not in told]
     for key, value in arguments.items():
         if key not in own:
             raise ConfigError(_unknown(f"option of strategy {name}", key, own))
-        _check_value(key, value)
-    needed = required_successes(options, cohort)
-    if cohort.train < needed:
-        raise ConfigError(
-            f"strategy={name} with num_malicious_nodes={arguments.get('num_malicious_nodes', 0)} "
-            f"needs at least {needed} clients a round; clients.per_round is {cohort.train}"
-        )
-    if (chosen := arguments.get("num_nodes_to_select", 1)) > cohort.train:
-        raise ConfigError(
-            f"strategy.num_nodes_to_select={chosen} is more than clients.per_round={cohort.train}; "
-            "lower the one or raise the other"
-        )
+        if not issubclass(cls, StoreStrategy) or key in _FLOWERS:
+            _check_value(key, value)
     try:
-        return cls(**common, **arguments)
+        strategy = cls(**common, **told, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy={name}: {error}") from error
+    needed = required_successes(strategy, brief)
+    if brief.per_round < needed:
+        raise ConfigError(
+            f"strategy={name} with num_malicious_nodes={arguments.get('num_malicious_nodes', 0)} "
+            f"needs at least {needed} clients a round; clients.per_round is {brief.per_round}"
+        )
+    if (chosen := arguments.get("num_nodes_to_select", 1)) > brief.per_round:
+        raise ConfigError(
+            f"strategy.num_nodes_to_select={chosen} is more than clients.per_round="
+            f"{brief.per_round}; lower the one or raise the other"
+        )
+    if clip_update_norm is None:
+        return strategy
+    if isinstance(strategy, FedSGD):
+        raise ConfigError(
+            "strategy.clip_update_norm bounds how far models move, and strategy=fedsgd is answered "
+            "with gradients; set train.clip_norm"
+        )
+    return NormClip(strategy, clip_update_norm)
 
 
-def required_successes(options: Mapping[str, Any], cohort: Cohort) -> int:
-    """Good updates that a round needs: `cohort.min_successes`, or more if the strategy does.
+def required_successes(strategy: Strategy, brief: Brief) -> int:
+    """Good updates that a round needs: `brief.min_successes`, or more if the strategy does.
 
-    To withstand f malicious clients Krum and Multi-Krum need 2 f + 3 updates and Bulyan 4 f + 3,
-    and clients that fail in a round do not count. Raises ConfigError for an f that cannot be.
+    Strategies that withstand f malicious clients say as `required` how many; clients that fail in
+    a round do not count.
     """
-    name = str(options.get("name", ""))
-    if name not in _BYZANTINE:
-        return cohort.min_successes
-    malicious = options.get("num_malicious_nodes", 0)
-    _check_value("num_malicious_nodes", malicious)
-    times, plus = _BYZANTINE[name]
-    return max(cohort.min_successes, times * int(malicious) + plus)
+    return int(getattr(strategy, "min_successes", brief.min_successes))
+
+
+def parameters(cls: type[Strategy]) -> list[str]:
+    """The names that a strategy's constructor takes, those that it hands on included."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            signature = inspect.signature(base).parameters
+            names |= dict.fromkeys(signature)
+            if "kwargs" not in signature:
+                break
+    return [name for name in names if name not in ("args", "kwargs")]
 
 
 def _check_value(key: str, value: Any) -> None:
@@ -125,9 +176,8 @@ def _check_value(key: str, value: Any) -> None:
             raise ConfigError(f"strategy.{key}={value} must be a text")
     elif key in _LIMITS:
         fits, words = _LIMITS[key]
-        kinds, called = ((int,), "whole number") if key in _WHOLE else ((int, float), "number")
-        if type(value) not in kinds or not abs(value) < 1e300 or not fits(value):
-            raise ConfigError(f"strategy.{key}={value} must be a {called} {words}")
+        if type(value) not in (int, float) or not abs(value) < 1e300 or not fits(value):
+            raise ConfigError(f"strategy.{key}={value} must be a number {words}")
     elif value is not None and not callable(value):
         raise ConfigError(f"strategy.{key}={value} must be a function; leave it out here")
 

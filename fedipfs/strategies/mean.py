@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fedipfs.errors import RunFailed
+from fedipfs.errors import Diverged
 from fedipfs.exchange import StoredArrays, check_finite, to_dtype
 from fedipfs.weights import Tensors, TensorSpec
 
@@ -23,22 +23,25 @@ class Mean:
     the updates are added to it one after another.
     """
 
-    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, specs: Iterable[TensorSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._sums = {spec.name: np.zeros(spec.elements, np.float64) for spec in specs}
-        self._total = 0.0
-        self._small = sum(spec.nbytes for spec in specs) <= _INLINE
+        self._sums = {
+            name: np.zeros(spec.elements, np.float64) for name, spec in self._specs.items()
+        }
+        self._totals = dict.fromkeys(self._specs, 0.0)
+        self._small = sum(spec.nbytes for spec in self._specs.values()) <= _INLINE
 
-    def add(self, update: Tensors, weight: float) -> None:
-        """Add `weight` times an update that has the model's structure.
+    def add(self, update: Tensors, weight: float, only: Collection[str] | None = None) -> None:
+        """Add `weight` times an update that has the model's structure, or the tensors `only` of it.
 
+        Weights may be negative (to take a base off its update) as long as their sum, for each
+        tensor, is above 0.
         Raises BadUpdate for NaN or infinite values, and what reading a block raises; the sums are
         of no more use then.
         """
+        names = [name for name in self._specs if only is None or name in only]
         pieces = [
-            (name, start)
-            for name, spec in self._specs.items()
-            for start in update.piece_starts(spec)
+            (name, start) for name in names for start in update.piece_starts(self._specs[name])
         ]
         if self._small:
             self._add_pieces(update, weight, pieces)
@@ -48,7 +51,8 @@ class Mean:
             with ThreadPoolExecutor(threads) as pool:
                 jobs = [pieces[i::threads] for i in range(threads)]
                 list(pool.map(lambda job: self._add_pieces(update, weight, job), jobs))
-        self._total += weight
+        for name in names:
+            self._totals[name] += weight
 
     def _add_pieces(
         self, update: Tensors, weight: float, pieces: Iterable[tuple[str, int]]
@@ -61,20 +65,20 @@ class Mean:
 
     def store(self, like: StoredArrays) -> StoredArrays:
         """Put the mean into the store of `like`, with its tensor order; gives the sums up."""
-        cid = like.vault.put_weights(self._specs.values(), self._pop)
+        cid = like.vault.put_weights(self._specs.values(), self.pop)
         return StoredArrays(like.vault, like.vault.weights(cid), list(like), like.order)
 
-    def _pop(self, name: str) -> np.ndarray:
-        """The mean of one tensor in the model's dtype; RunFailed if it overflows.
+    def pop(self, name: str) -> np.ndarray:
+        """The mean of one tensor in the model's dtype; Diverged if it overflows.
 
         Integers are rounded to the nearest; booleans go with the majority.
         """
         spec = self._specs[name]
         mean = self._sums.pop(name)
-        mean /= self._total
+        mean /= self._totals[name]
         values = to_dtype(mean, spec)
         if values.dtype.kind not in "iub" and not np.isfinite(values).all():
-            raise RunFailed(
+            raise Diverged(
                 f"the mean of tensor {name!r} is beyond the range of {spec.dtype}, though every "
                 "update is finite; the updates diverge: lower the learning rate or clip"
             )

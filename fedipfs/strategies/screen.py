@@ -9,23 +9,23 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fedipfs.errors import BadUpdate, RunFailed, one_line
-from fedipfs.exchange import check_examples
+from fedipfs.errors import BadUpdate, Diverged, RunFailed, one_line
+from fedipfs.exchange import NOT_FINITE, check_examples
 
 
 def screen(
     replies: Iterable[Message],
     weighted_by_key: str,
     *,
-    arrays: bool = True,
+    arrays: int = 1,
     loss_key: str | None = None,
 ) -> tuple[list[Message], dict[int, str]]:
     """Split replies into usable ones, by node id, and the reasons against the others.
 
-    A usable reply has one array record (unless `arrays` is False, as for evaluation) and one
-    metric record, named as most others' and with the same metrics of the same kinds; a positive,
-    finite weight under `weighted_by_key`; and, for strategies that weigh by a loss (`loss_key`),
-    a finite one that is not negative. Flower's strategies fail as a whole on anything else.
+    A usable reply has `arrays` array records (0 for an evaluation) and one metric record, named as
+    most others' and with the same metrics of the same kinds; a positive, finite weight under
+    `weighted_by_key`; and, for strategies that weigh by a loss (`loss_key`), a finite one that is
+    not negative. Flower's strategies fail as a whole on anything else.
     """
     answered, reasons = [], {}
     for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
@@ -53,31 +53,35 @@ def screen(
     return good, reasons
 
 
-def parts(reply: Message) -> tuple[list[ArrayRecord], list[MetricRecord]]:
+def parts(reply: Message) -> tuple[dict[str, ArrayRecord], list[MetricRecord]]:
     """The array and metric records of a reply (Flower's own properties copy them each time)."""
-    records = list(reply.content.values())
+    records = dict(reply.content.items())
     return (
-        [record for record in records if isinstance(record, ArrayRecord)],
-        [record for record in records if isinstance(record, MetricRecord)],
+        {key: record for key, record in records.items() if isinstance(record, ArrayRecord)},
+        [record for record in records.values() if isinstance(record, MetricRecord)],
     )
 
 
 def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str) -> None:
-    """RunFailed, with the reasons, if fewer than `min_successes` replies of round `name` serve."""
+    """RunFailed, with the reasons, if fewer than `min_successes` replies of round `name` serve.
+
+    Diverged if most of the others are not finite.
+    """
     if good >= min_successes:
         return
     shown = "; ".join(f"{node}: {reason}" for node, reason in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    raise RunFailed(
+    infinite = sum(NOT_FINITE in reason for reason in reasons.values())
+    raise (Diverged if 2 * infinite > len(reasons) else RunFailed)(
         f"{name}: {good} usable updates, min_successes is {min_successes} ({shown}{more}); "
         "mend the clients or lower clients.min_successes"
     )
 
 
-def _metrics(reply: Message, arrays: bool) -> MetricRecord:
+def _metrics(reply: Message, arrays: int) -> MetricRecord:
     array_records, metric_records = parts(reply)
-    if arrays and len(array_records) != 1:
-        raise BadUpdate(f"it holds {len(array_records)} array records instead of one")
+    if arrays and len(array_records) != arrays:
+        raise BadUpdate(f"it holds {len(array_records)} array records instead of {arrays}")
     if len(metric_records) != 1:
         raise BadUpdate(f"it holds {len(metric_records)} metric records instead of one")
     return metric_records[0]

@@ -1,13 +1,14 @@
 """What a strategy remembers between rounds (moments, momentum, ...), to and from the store.
 
 A snapshot is a DAG-CBOR record {values, tensors}: plain values by attribute name, and a link to
-one safetensors file with all arrays. Attributes are found by their type, so Flower's strategies
-are saved as they are. Callables and names that begin with an underscore are not state.
+one safetensors file with all arrays; what is stored already is linked. Attributes are found by
+their type, so Flower's strategies are saved as they are. Callables and names that begin with an
+underscore are not state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,15 @@ from flwr.serverapp.strategy import Strategy
 
 from fedipfs import weights
 from fedipfs.errors import ConfigError, RunError
-from fedipfs.exchange import Vault, as_numpy, from_numpy, vault_of
-from fedipfs.ipld import CID
+from fedipfs.exchange import StoredArrays, Vault, as_numpy, from_numpy, stored_cid, vault_of
+from fedipfs.ipld import CID, DAG_CBOR, dagcbor, links
 from fedipfs.store import Store
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def save_state(strategy: Strategy, where: Store | Vault) -> tuple[CID, CID]:
-    """Put the state of `strategy` away; returns the CIDs of the record and of its tensors.
+def save_state(strategy: Strategy, where: Store | Vault) -> tuple[CID, list[CID]]:
+    """Put the state of `strategy` away; returns the record's CID and all that it links.
 
     Raises ConfigError for an attribute of a type that cannot be saved.
     """
@@ -33,14 +34,16 @@ def save_state(strategy: Strategy, where: Store | Vault) -> tuple[CID, CID]:
     values = _pack(strategy, "", tensors)
     specs = [weights.spec_of(name, array) for name, array in tensors.items()]
     arrays = vault.put_weights(specs, tensors.__getitem__, private=True)
-    return vault.put_record({"values": values, "tensors": arrays}, private=True), arrays
+    record = {"values": values, "tensors": arrays}
+    linked = links(CID.of(b"", DAG_CBOR), dagcbor.encode(record))
+    return vault.put_record(record, private=True), list(linked)
 
 
 def load_state(strategy: Strategy, where: Store | Vault, state: CID) -> None:
     """Set the attributes of `strategy` to what `save_state` stored."""
     vault = vault_of(where)
     record = vault.get_record(state)
-    _unpack(strategy, record["values"], vault.weights(record["tensors"]))
+    _unpack(strategy, record["values"], vault.weights(record["tensors"]), vault)
 
 
 def _pack(strategy: Strategy, prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -49,8 +52,12 @@ def _pack(strategy: Strategy, prefix: str, tensors: dict[str, np.ndarray]) -> di
         if name.startswith("_") or callable(value):
             continue
         path = f"{prefix}{name}"
-        if isinstance(value, _PLAIN):
+        if _is_plain(value):
             values[name] = {"plain": value}
+        elif isinstance(value, StoredArrays):
+            values[name] = {"stored": _reference(value)}
+        elif isinstance(value, dict) and _are(StoredArrays, value.values()):
+            values[name] = {"members": [[key, _reference(each)] for key, each in value.items()]}
         elif isinstance(value, np.ndarray | np.generic):
             tensors[path] = np.asarray(value)
             values[name] = {"array": path}
@@ -64,13 +71,30 @@ def _pack(strategy: Strategy, prefix: str, tensors: dict[str, np.ndarray]) -> di
     return values
 
 
+def _is_plain(value: Any) -> bool:
+    """Numbers, texts and truths, and lists and text-keyed dictionaries of them."""
+    if isinstance(value, list):
+        return _are(_PLAIN, value)
+    if isinstance(value, dict) and value:
+        return _are(str, value) and _are(_PLAIN, value.values())
+    return isinstance(value, _PLAIN)
+
+
+def _are(kind: Any, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _reference(arrays: StoredArrays) -> list[CID | None]:
+    return [stored_cid(arrays), arrays.order]
+
+
 def _items(value: Any, path: str, strategy: Strategy) -> tuple[str, dict[str, np.ndarray]]:
     """Kind and named arrays of a collection of arrays."""
     if isinstance(value, ArrayRecord):
         return "record", {name: as_numpy(array) for name, array in value.items()}
-    if isinstance(value, Mapping) and all(isinstance(v, np.ndarray) for v in value.values()):
+    if isinstance(value, Mapping) and _are(np.ndarray, value.values()):
         return "dict", {str(name): array for name, array in value.items()}
-    if isinstance(value, list) and all(isinstance(v, np.ndarray) for v in value):
+    if isinstance(value, list) and _are(np.ndarray, value):
         return "list", {str(i): array for i, array in enumerate(value)}
     raise ConfigError(
         f"{type(strategy).__name__}.{path} is a {type(value).__name__}, which cannot be saved "
@@ -79,7 +103,11 @@ def _items(value: Any, path: str, strategy: Strategy) -> tuple[str, dict[str, np
 
 
 def _unpack(
-    strategy: Strategy, values: Mapping[str, Any], tensors: weights.Weights, prefix: str = ""
+    strategy: Strategy,
+    values: Mapping[str, Any],
+    tensors: weights.Weights,
+    vault: Vault,
+    prefix: str = "",
 ) -> None:
     for name, packed in values.items():
         if name not in vars(strategy):
@@ -90,14 +118,18 @@ def _unpack(
         ((kind, content),) = packed.items()
         path = f"{prefix}{name}"
         if kind == "strategy":
-            _unpack(getattr(strategy, name), content, tensors, f"{path}.")
+            _unpack(getattr(strategy, name), content, tensors, vault, f"{path}.")
         else:
-            setattr(strategy, name, _value(kind, content, path, tensors))
+            setattr(strategy, name, _value(kind, content, path, tensors, vault))
 
 
-def _value(kind: str, content: Any, path: str, tensors: weights.Weights) -> Any:
+def _value(kind: str, content: Any, path: str, tensors: weights.Weights, vault: Vault) -> Any:
     if kind == "plain":
         return content
+    if kind == "stored":
+        return StoredArrays.open(vault, *content)
+    if kind == "members":
+        return {key: StoredArrays.open(vault, *reference) for key, reference in content}
     if kind == "array":
         return tensors.tensor(content)
     items = {key: tensors.tensor(f"{path}/{key}") for key in content}

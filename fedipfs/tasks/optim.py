@@ -38,15 +38,20 @@ _UNFIT = {  # schedules that no configuration can describe, or that wait for a m
 }
 
 
-def optimizer(parameters: Iterable[torch.nn.Parameter], spec: Mapping[str, Any]) -> Optimizer:
+def optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    spec: Mapping[str, Any],
+    key: str = "train.optimizer",
+) -> Optimizer:
     """The `torch.optim` class that `spec["name"]` names (in any case), given the other entries.
 
-    Raises ConfigError for a name that is unknown, and for options that it does not take.
+    Raises ConfigError, which names the setting `key`, for a name that is unknown, and for options
+    that it does not take.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise ConfigError("the task's model has no trainable parameters; unfreeze some")
-    return _make("train.optimizer", _optimizers(), spec, trained)
+    return _make(key, _optimizers(), spec, trained)
 
 
 def apply_schedule(
@@ -73,31 +78,47 @@ def apply_schedule(
             ) from error
 
 
+def learning_rate(train: Mapping[str, Any], *, server_round: int) -> float:
+    """The rate that clients train with in `server_round`, by the `train` section."""
+    made = optimizer([torch.nn.Parameter(torch.zeros(1))], train["optimizer"])
+    apply_schedule(made, train.get("schedule"), server_round=server_round)
+    return float(made.param_groups[0]["lr"])
+
+
 def check(train: Mapping[str, Any]) -> None:
     """ConfigError if `train.optimizer` or `train.schedule` cannot be made from its options.
 
     Torch takes a second for its first optimizer, so none is made here: names, kinds of values and
     ranges are compared with the class's signature and the checks that torch makes.
     """
-    for key, known in (("optimizer", _optimizers()), ("schedule", _schedules())):
-        spec = train[key]
-        if spec is None and key == "schedule":
-            continue
-        cls, options = _find(f"train.{key}", known, spec)
-        if why := _UNFIT.get(cls.__name__.lower()):
-            raise ConfigError(f"train.{key}.name={cls.__name__} cannot be used: {why}")
-        try:
-            inspect.signature(cls).bind(None, **options)
-        except TypeError as error:
-            raise _refused(f"train.{key}", cls, options, error) from None
-        for option, value in options.items():
-            _check_value(f"train.{key}.{option}", value, inspect.signature(cls).parameters[option])
-        steady = options.get("momentum") and not options.get("dampening")
-        if cls is torch.optim.SGD and options.get("nesterov") and not steady:
-            raise ConfigError(
-                "train.optimizer.nesterov=true needs a momentum above 0 and no dampening; "
-                "add +train.optimizer.momentum=0.9"
-            )
+    check_optimizer(train["optimizer"])
+    if train["schedule"] is not None:
+        _check("train.schedule", _schedules(), train["schedule"])
+
+
+def check_optimizer(spec: Mapping[str, Any], key: str = "train.optimizer") -> None:
+    """ConfigError if the optimizer that the setting `key` describes cannot be made; see `check`."""
+    cls, options = _check(key, _optimizers(), spec)
+    steady = options.get("momentum") and not options.get("dampening")
+    if cls is torch.optim.SGD and options.get("nesterov") and not steady:
+        raise ConfigError(
+            f"{key}.nesterov=true needs a momentum above 0 and no dampening; "
+            f"add +{key}.momentum=0.9"
+        )
+
+
+def _check(key: str, known: Mapping[str, Any], spec: Any) -> tuple[Any, dict[str, Any]]:
+    """The class that `spec` names, and its options, which fit."""
+    cls, options = _find(key, known, spec)
+    if why := _UNFIT.get(cls.__name__.lower()):
+        raise ConfigError(f"{key}.name={cls.__name__} cannot be used: {why}")
+    try:
+        inspect.signature(cls).bind(None, **options)
+    except TypeError as error:
+        raise _refused(key, cls, options, error) from None
+    for option, value in options.items():
+        _check_value(f"{key}.{option}", value, inspect.signature(cls).parameters[option])
+    return cls, options
 
 
 def _check_value(name: str, value: Any, parameter: inspect.Parameter) -> None:

@@ -16,11 +16,12 @@ from fedipfs.tasks.base import Task
 class Digits(Task):
     """Handwritten digits of 8 x 8 pixels, a perceptron with one hidden layer.
 
-    `hidden` is that layer's width; 64 gives 4,810 parameters.
+    `hidden` is that layer's width; 64 gives 4,810 parameters. With `norm` batch normalisation
+    follows it, 128 parameters more.
     """
 
-    def __init__(self, hidden: int = 64) -> None:
-        self.hidden = hidden
+    def __init__(self, hidden: int = 64, norm: bool = False) -> None:
+        self.hidden, self.norm = hidden, norm
 
     def data(self, *, root: str | None, fallback: str) -> Dataset:
         return data.load("digits", root=root, fallback=fallback)
@@ -31,7 +32,11 @@ class Digits(Task):
 
     def model(self) -> nn.Module:
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(64, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 10)
+            nn.Flatten(),
+            nn.Linear(64, self.hidden),
+            *([nn.BatchNorm1d(self.hidden)] if self.norm else []),
+            nn.ReLU(),
+            nn.Linear(self.hidden, 10),
         )
 
 

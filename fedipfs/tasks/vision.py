@@ -15,11 +15,8 @@ from fedipfs.tasks.base import Task
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels, 1 being ink
 
 
-class Mnist(Task):
-    """A small CNN, 77,938 parameters.
-
-    Strides take the place of pooling: as accurate here, in a third of the time on a CPU.
-    """
+class OnMnist(Task):
+    """What the tasks on MNIST share: the data."""
 
     def data(self, *, root: str | None, fallback: str) -> Dataset:
         return data.load("mnist", root=root, fallback=fallback)
@@ -29,11 +26,25 @@ class Mnist(Task):
         pixels = torch.tensor(array, dtype=torch.float32).unsqueeze(1)
         return pixels.sub_(255 * MEAN).div_(255 * DEVIATION)
 
+
+class Mnist(OnMnist):
+    """A small CNN, 77,938 parameters.
+
+    Strides take the place of pooling: as accurate here, in a third of the time on a CPU. With
+    `norm` batch normalisation follows each convolution, 64 parameters more.
+    """
+
+    def __init__(self, norm: bool = False) -> None:
+        self.norm = norm
+
     def model(self) -> nn.Module:
+        first, second = ([nn.BatchNorm2d(n)] if self.norm else [] for n in (8, 24))
         return nn.Sequential(
             nn.Conv2d(1, 8, 5, stride=2, padding=2),  # (B, 8, 14, 14)
+            *first,
             nn.ReLU(),
             nn.Conv2d(8, 24, 3, stride=2, padding=1),  # (B, 24, 7, 7)
+            *second,
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(24 * 7 * 7, 64),
@@ -42,7 +53,7 @@ class Mnist(Task):
         )
 
 
-class MnistMcMahan(Mnist):
+class MnistMcMahan(OnMnist):
     """The CNN of McMahan et al. 2017, section 3: 1,663,370 parameters."""
 
     def model(self) -> nn.Module:
@@ -60,7 +71,7 @@ class MnistMcMahan(Mnist):
         )
 
 
-class MnistLogistic(Mnist):
+class MnistLogistic(OnMnist):
     """Logistic regression on the pixels: 7,850 parameters."""
 
     def model(self) -> nn.Module:

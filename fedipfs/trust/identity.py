@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -29,6 +31,7 @@ from fedipfs.trust.files import Path_
 FORMAT = "fedipfs-identity/v1"
 PUBLIC_FORMAT = "fedipfs-public-identity/v1"
 MAX_FILE = 1 << 16  # bytes
+PASSPHRASE = "FEDIPFS_PASSPHRASE"  # the environment variable
 
 # The first character keeps names from looking like options, hidden files or `..`.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -224,6 +227,21 @@ class Identity:
             return cls(found["organization"], signing, sealing)
         except FormatError as error:
             raise KeyFileError(f"{path}: {error}") from None
+
+    @classmethod
+    def unlock(cls, path: Path_, ask: Callable[[], bytes] | None = None) -> Identity:
+        """As `load`; the passphrase of an encrypted file is $FEDIPFS_PASSPHRASE, else from `ask`.
+
+        A plain file needs none, and the variable is not looked at. Raises KeyFileError, also for
+        an encrypted file if there is neither, and what `ask` raises.
+        """
+        if not cls.is_encrypted(path):
+            return cls.load(path)
+        if secret := os.environ.get(PASSPHRASE):
+            return cls.load(path, os.fsencode(secret))
+        if ask is None:
+            raise KeyFileError(f"{path} is encrypted: set {PASSPHRASE} to its passphrase")
+        return cls.load(path, ask())
 
     @staticmethod
     def is_encrypted(path: Path_) -> bool:

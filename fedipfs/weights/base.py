@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -14,13 +14,17 @@ from fedipfs.ipld import unixfs
 from fedipfs.weights.layout import TensorSpec, canonical, encode_header
 
 
-def chunks(specs: Iterable[TensorSpec], tensor: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
+def chunks(
+    specs: Iterable[TensorSpec],
+    tensor: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[Buffer]:
     """The leaves of a safetensors file in order: the header, then every tensor, cut every 1 MiB.
 
     Each tensor is asked for only when its turn comes: memory is that of one tensor.
     """
     ordered = canonical(specs)
-    yield from unixfs.chunk(encode_header(ordered))
+    yield from unixfs.chunk(encode_header(ordered, metadata))
     for spec in ordered:
         array = np.ascontiguousarray(tensor(spec.name), dtype=spec.numpy_dtype)
         if array.nbytes != spec.nbytes:

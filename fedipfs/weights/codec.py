@@ -22,6 +22,7 @@ from fedipfs.weights.base import Tensors, chunks
 from fedipfs.weights.layout import (
     decode_header,
     header_length,
+    read_header,
     spec_of,
 )
 from fedipfs.weights.leaves import Leaves, StoredLeaves
@@ -54,6 +55,7 @@ class Weights(Tensors):
 
     Opening reads the header only. Reads any layout, also files that others added to IPFS with
     fixed-size chunks. A file that declares over `max_bytes` is refused from its root block alone.
+    `metadata` is the header's: strings by name, empty if there are none.
     Raises WeightsError (too large, not safetensors), UnixFSError, BlockNotFound, BlockCorrupt.
     """
 
@@ -73,7 +75,7 @@ class Weights(Tensors):
         self.nbytes = sum(leaves.sizes)
         self._last: tuple[int, bytes] = (-1, b"")
         header = self._read(0, header_length(self._read(0, min(8, self.nbytes))))
-        entries = decode_header(header, self.nbytes)
+        entries, self.metadata = read_header(header, self.nbytes)
         self._offsets = {spec.name: offset for spec, offset in entries}
         self.specs = {spec.name: spec for spec, _ in entries}
 
@@ -89,10 +91,16 @@ class Weights(Tensors):
 
     def piece(self, name: str, start: int) -> np.ndarray:
         """At most 1 MiB of a tensor from element `start`: flat, read-only, without a copy."""
+        size = self.specs[name].numpy_dtype.itemsize
+        return self.span(name, start, start + unixfs.CHUNK // size)
+
+    def span(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements `start` to `stop` of a tensor, or to its end: flat, read-only."""
         spec = self.specs[name]
-        offset = start * spec.numpy_dtype.itemsize
-        length = min(unixfs.CHUNK, spec.nbytes - offset)
-        return np.frombuffer(self._read(self._offsets[name] + offset, length), spec.numpy_dtype)
+        first, last = (min(n, spec.elements) * spec.numpy_dtype.itemsize for n in (start, stop))
+        return np.frombuffer(
+            self._read(self._offsets[name] + first, last - first), spec.numpy_dtype
+        )
 
     def file(self) -> Iterator[bytes]:
         """The stored bytes, in pieces."""

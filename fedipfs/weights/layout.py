@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -85,14 +86,21 @@ def canonical(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: (_RANK[spec.dtype], spec.name))
 
 
-def encode_header(specs: Iterable[TensorSpec]) -> bytes:
-    """The header, length prefix and padding included, of a file that holds `specs`."""
+def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The header, length prefix and padding included, of a file that holds `specs`.
+
+    `metadata` is written first, its keys sorted; without any there is no `__metadata__`.
+    """
     ordered = tuple(canonical(specs))
+    if metadata:
+        return _encode(ordered, metadata)
     return (_encode_again if len(ordered) <= 1000 else _encode)(ordered)
 
 
-def _encode(ordered: tuple[TensorSpec, ...]) -> bytes:
+def _encode(ordered: tuple[TensorSpec, ...], metadata: Mapping[str, str] | None = None) -> bytes:
     entries: dict[str, Any] = {}
+    if metadata:
+        entries["__metadata__"] = dict(sorted(metadata.items()))
     offset = 0
     for spec in ordered:
         if spec.name in entries or spec.name == "__metadata__":
@@ -130,8 +138,20 @@ def header_length(prefix: bytes) -> int:
     return length
 
 
+class Header(NamedTuple):
+    """What a header says: specs and absolute byte offsets in file order, and its metadata."""
+
+    entries: tuple[tuple[TensorSpec, int], ...]
+    metadata: Mapping[str, str]
+
+
 def decode_header(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int], ...]:
-    """Specs and absolute byte offsets, in file order, of a file of `file_size` bytes.
+    """The entries of `read_header`."""
+    return read_header(header, file_size).entries
+
+
+def read_header(header: bytes, file_size: int) -> Header:
+    """The header of a file of `file_size` bytes.
 
     Accepts any well-formed safetensors file, in any tensor order and with metadata; raises
     WeightsError for one with holes, overlaps, unknown dtypes or sizes that do not add up.
@@ -141,7 +161,7 @@ def decode_header(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int]
     return read(header, file_size)
 
 
-def _decode(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int], ...]:
+def _decode(header: bytes, file_size: int) -> Header:
     _refuse_nesting(header[8:])
     try:
         entries = json.loads(header[8:].decode(), object_pairs_hook=_no_duplicates)
@@ -162,7 +182,8 @@ def _decode(header: bytes, file_size: int) -> tuple[tuple[TensorSpec, int], ...]
         raise WeightsError(
             f"safetensors file has {file_size} bytes, its header says {len(header) + position}"
         )
-    return tuple((spec, len(header) + start) for spec, start, _ in found)
+    entries_at = tuple((spec, len(header) + start) for spec, start, _ in found)
+    return Header(entries_at, MappingProxyType(metadata))
 
 
 _remembered = lru_cache(maxsize=8)(_decode)  # the updates of a cohort all have the same header

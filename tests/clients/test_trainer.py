@@ -50,7 +50,9 @@ def config(**changed):
     }
 
 
-def train(model=None, *, task=None, x=X, y=Y, seed=3, server_round=1, mu=0.0, **changed):
+def train(
+    model=None, *, task=None, x=X, y=Y, seed=3, server_round=1, mu=0.0, correction=None, **changed
+):
     task = task or Toy()
     model = task.model() if model is None else model
     got = trainer.train(
@@ -62,6 +64,7 @@ def train(model=None, *, task=None, x=X, y=Y, seed=3, server_round=1, mu=0.0, **
         seed=seed,
         server_round=server_round,
         proximal_mu=mu,
+        correction=correction,
     )
     return model, got
 
@@ -252,3 +255,83 @@ def test_a_call_costs_hardly_more_than_its_steps():
 
     best(loop)  # torch's first optimizer imports a good deal
     assert best(ours) - best(loop) < 1e-3
+
+
+def test_a_correction_is_added_to_every_gradient_after_clipping():
+    terms = {name: torch.full_like(p, 0.3) for name, p in Toy().model().named_parameters()}
+    model, _ = train(epochs=2, clip_norm=0.5, correction=terms)
+    other = Toy().model()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    shuffle = torch.Generator().manual_seed(3)
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    for _ in range(2):
+        for batch in torch.randperm(50, generator=shuffle).split(8):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(other(x[batch]), y[batch]).backward()
+            torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+            for name, parameter in other.named_parameters():
+                parameter.grad += terms[name]
+            optimizer.step()
+    torch.testing.assert_close(weights(model), weights(other), rtol=1e-6, atol=1e-7)
+
+
+def test_a_correction_moves_a_parameter_without_a_gradient_too():
+    class Idle(Toy):
+        def model(self):
+            model = super().model()
+            model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+            return model
+
+    task = Idle()
+    terms = {name: torch.ones_like(p) for name, p in task.model().named_parameters()}
+    model, _ = train(task=task, steps=4, correction=terms)
+    torch.testing.assert_close(model.idle.detach(), torch.full((2,), -0.4))
+    assert torch.equal(terms["idle"], torch.ones(2))
+
+
+def test_no_correction_changes_no_bit():
+    terms = {name: torch.zeros_like(p) for name, p in Toy().model().named_parameters()}
+    assert torch.equal(weights(train(correction=terms)[0]), weights(train()[0]))
+
+
+def gradient(model, *, task=None, batch_size=50, seed=3, **changed):
+    return trainer.gradient(
+        task or Toy(), model, X, Y, config=config(**changed), seed=seed, batch_size=batch_size
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 1000])
+def test_the_gradient_is_that_of_the_mean_loss_whatever_the_batch(batch_size):
+    model = Toy().model()
+    before = weights(model)
+    answer, got = gradient(model, batch_size=batch_size)
+    other = Toy().model()
+    loss = torch.nn.functional.cross_entropy(other(torch.from_numpy(X)), torch.from_numpy(Y))
+    loss.backward()
+    assert list(answer) == list(model.state_dict())
+    for name, parameter in other.named_parameters():
+        torch.testing.assert_close(answer[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    assert got == {"train_loss": pytest.approx(loss.item()), "num-examples": 50, "steps": 1}
+    assert torch.equal(weights(model), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_gradient_is_clipped_frozen_parameters_have_none_and_dropout_follows_the_seed():
+    model = Toy().model()
+    answer, _ = gradient(model, clip_norm=0.01)
+    norm = torch.cat([each.flatten() for each in answer.values()]).norm()
+    assert norm == pytest.approx(0.01, rel=1e-4)
+    model[0].requires_grad_(False)
+    answer, _ = gradient(model)
+    assert not answer["0.weight"].any() and answer["3.weight"].any()
+    task = Toy(dropout=0.5)
+    one, two, other = (gradient(task.model(), task=task, seed=s)[0] for s in (7, 7, 8))
+    assert torch.equal(one["3.weight"], two["3.weight"])
+    assert not torch.equal(one["3.weight"], other["3.weight"])
+
+
+def test_the_gradient_of_no_examples_is_refused():
+    with pytest.raises(DataError, match="no training examples"):
+        trainer.gradient(
+            Toy(), Toy().model(), X[:0], Y[:0], config=config(), seed=1, batch_size=5
+        )

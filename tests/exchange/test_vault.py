@@ -17,12 +17,13 @@ from fedipfs.errors import (
     EnvelopeTampered,
     EnvelopeTruncated,
     EnvelopeVersion,
+    KeyFileError,
     NotRecipient,
     NotSealed,
     SignatureWrong,
     WeightsError,
 )
-from fedipfs.exchange import Vault, choose_seal, from_numpy, specs_of
+from fedipfs.exchange import Vault, choose_seal, default, default_vault, from_numpy, specs_of
 from fedipfs.ipld import CID, RAW, unixfs
 from fedipfs.store import FolderStore, dag
 from fedipfs.trust import (
@@ -388,3 +389,22 @@ def test_the_leaves_of_a_sealed_file_open_alone_in_any_order(parties):
     assert b"".join(got[index] for index in sorted(got)) == content
     head = next(iter(dag.cat(parties.store, cid)))
     assert Opener(head, parties.keys["beta"]).sender == parties.keys[COORDINATOR].public.sender_id
+
+
+def test_the_keys_that_the_environment_names(tmp_path, monkeypatch):
+    closed, plain, trust = (tmp_path / name for name in ("closed.key", "plain.key", "trust.toml"))
+    Identity.new("locked").save(closed, b"correct horse")
+    Identity.new("open").save(plain)
+    TrustList([Member(Identity.new("acme").public, "coordinator")]).save(trust)
+    monkeypatch.setattr(default, "_chosen", [])  # by tests before
+    monkeypatch.setenv("FEDIPFS_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("FEDIPFS_SEAL", "all")
+    monkeypatch.setenv("FEDIPFS_TRUST", str(trust))
+    monkeypatch.setenv("FEDIPFS_IDENTITY", str(closed))
+    monkeypatch.delenv("FEDIPFS_PASSPHRASE", raising=False)
+    with pytest.raises(KeyFileError, match="is encrypted: set FEDIPFS_PASSPHRASE"):
+        default_vault("participant")
+    monkeypatch.setenv("FEDIPFS_PASSPHRASE", "correct horse")
+    assert default_vault("participant").party.name == "locked"
+    monkeypatch.setenv("FEDIPFS_IDENTITY", str(plain))
+    assert default_vault("participant").party.name == "open"  # it needs no passphrase

@@ -11,7 +11,9 @@ from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.engine.pool import SerialPool
 from fedipfs.server.rounds import Federation
 from fedipfs.store import dag
-from fedipfs.strategies import Cohort, build
+from fedipfs.server.selection import Selection
+from fedipfs.server.selection import Selection
+from fedipfs.strategies import Brief, build
 
 NODES = 6
 FAULTS = [
@@ -60,7 +62,8 @@ def federation(store, strategy: str, fault: str, evaluate: int = 0, dtype: str =
     return Federation(
         Vault(store),
         LocalGrid(SerialPool("fedipfs.clients.worker:serve", options), NODES),
-        build({"name": strategy, **extra}, Cohort(NODES, NODES, evaluate, 1)),
+        build({"name": strategy, **extra}, Brief(NODES, 1, evaluates=bool(evaluate))),
+        Selection(NODES),
         store_arrays(store, from_numpy(model)),
         config=record,
         run=record,
@@ -78,14 +81,14 @@ def honest(tmp_path_factory):
     results = {}
     for strategy in STRATEGIES:
         store = FolderStore(tmp_path_factory.mktemp("honest"), durable=False)
-        results[strategy] = federation(store, strategy, "examples_nan").play(1, evaluate=False)
+        results[strategy] = federation(store, strategy, "examples_nan").play(1, evaluate=lambda: False)
     return results
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_client_that_lies_is_left_out_by_name(store, honest, strategy, fault):
-    done = federation(store, strategy, fault).play(1, evaluate=False)
+    done = federation(store, strategy, fault).play(1, evaluate=lambda: False)
     assert list(done.failures) == ["client-1"]
     assert 0 < len(done.failures["client-1"]) <= 500
     assert done.model.cid == honest[strategy].model.cid
@@ -97,18 +100,18 @@ def test_a_client_that_lies_is_left_out_by_name(store, honest, strategy, fault):
 @pytest.mark.parametrize("fault", HARMLESS)
 def test_a_lie_that_decides_nothing_changes_nothing(store, strategy, fault):
     if (strategy, fault) == ("qfedavg", "loss_nan"):
-        done = federation(store, strategy, fault).play(1, evaluate=False)
+        done = federation(store, strategy, fault).play(1, evaluate=lambda: False)
         assert "train_loss" in done.failures["client-1"]  # there it decides
         return
-    good = federation(store, strategy, "").play(1, evaluate=False)
-    done = federation(store, strategy, fault).play(1, evaluate=False)
+    good = federation(store, strategy, "").play(1, evaluate=lambda: False)
+    done = federation(store, strategy, fault).play(1, evaluate=lambda: False)
     assert done.failures == {}
     assert done.model.cid == good.model.cid
     assert list(done.model) == ["b", "a"]
 
 
 def test_a_negative_loss_is_refused_where_it_would_decide(store):
-    done = federation(store, "qfedavg", "loss_negative").play(1, evaluate=False)
+    done = federation(store, "qfedavg", "loss_negative").play(1, evaluate=lambda: False)
     assert "not a finite number of at least 0" in done.failures["client-1"]
 
 
@@ -118,7 +121,7 @@ def test_a_negative_loss_is_refused_where_it_would_decide(store):
     [("evaluate_list", "evaluate: its records are"), ("evaluate_raise", "evaluate: RuntimeError")],
 )
 def test_a_client_that_fails_to_evaluate_is_named(store, strategy, fault, reason):
-    done = federation(store, strategy, fault, evaluate=NODES).play(1, evaluate=False)
+    done = federation(store, strategy, fault, evaluate=NODES).play(1, evaluate=lambda: False)
     assert done.failures["client-1"].startswith(reason)
     assert done.evaluate == {"loss": 1.0}
     assert done.succeeded == NODES
@@ -127,4 +130,4 @@ def test_a_client_that_fails_to_evaluate_is_named(store, strategy, fault, reason
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_finite_updates_whose_mean_is_not_fail_the_round(store):
     with pytest.raises(RunFailed, match=r"lower the learning rate"):
-        federation(store, "fedavg", "overflow_all", dtype="f8").play(1, evaluate=False)
+        federation(store, "fedavg", "overflow_all", dtype="f8").play(1, evaluate=lambda: False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from parties import blocks
@@ -13,6 +15,7 @@ from fedipfs.exchange import Vault
 from fedipfs.ipld import CID
 from fedipfs.server import parties, records
 from fedipfs.server.folder import RunFolder
+from fedipfs.server.best import Best
 from fedipfs.server.keep import Keeper
 from fedipfs.store import FolderStore, dag
 
@@ -188,15 +191,17 @@ def test_without_a_measure_there_is_no_best_model(tmp_path):
 
 def test_of_a_loss_less_is_better(store):
     models = [dag.put_record(store, number) for number in range(4)]
-    for metric, best in (("val_loss", 2), ("accuracy", 1)):
-        keeper = Keeper(store, metric, models=1, everything=False, metric=metric)
+    for metric, direction, best in (("regret", "min", 2), ("accuracy", "max", 1)):
+        kept = Best(metric, direction)
+        keeper = Keeper(store, metric, models=1, everything=False, best=kept)
         keeper.begin(models[0])
         for number, value in enumerate([0.5, 0.9, 0.1, float("nan")], 1):
             record = dag.put_record(store, {"round": number, "of": metric})
             line = {"round": number, "server": {metric: value}}
-            keeper.pin(line, record, models[number - 1], [])
+            keeper.pin(line, record, None, models[number - 1], [])
             keeper.release()
         assert keeper.best == models[best]
+        assert kept.so_far.round == best + 1
         assert named(store, "best", metric) == {f"{metric}/best": {models[best]}}
 
 
@@ -233,6 +238,21 @@ class Fuse:
         monkeypatch.setattr(owner, name, step)
 
 
+def killed_at_each_step(fuse: Fuse, begun: Path, *words: str) -> Iterator[Path]:
+    """Copies of `begun` in which going on was ended at the first step, at the second, and so on."""
+    for step in itertools.count():
+        here = begun.parent / f"at-{step}"
+        shutil.copytree(begun, here)
+        fuse.left = step
+        try:
+            play(here, *words, resume=True)
+            return
+        except Killed:
+            fuse.left = None
+        yield here
+        shutil.rmtree(here)
+
+
 @pytest.mark.parametrize("seal", [pytest.param("none", marks=pytest.mark.slow), "all"])
 def test_killed_at_any_step_of_a_commit_nothing_is_lost(tmp_path, monkeypatch, seal):
     """All that is not pinned is collected at once; then the run goes on to the same model."""
@@ -240,24 +260,14 @@ def test_killed_at_any_step_of_a_commit_nothing_is_lost(tmp_path, monkeypatch, s
     play(tmp_path / "whole", *base, "rounds=3")
     wanted = (tmp_path / "whole" / "one" / "model.safetensors").read_bytes()
     play(tmp_path / "begun", *base, "rounds=2")
-    fuse = Fuse(monkeypatch)
-    for step in itertools.count():
-        here = tmp_path / f"at-{step}"
-        shutil.copytree(tmp_path / "begun", here)
-        fuse.left = step
-        try:
-            play(here, *base, "rounds=3", resume=True)
-        except Killed:
-            pass
-        else:
-            break
-        fuse.left = None
+    steps, fuse = 0, Fuse(monkeypatch)
+    for here in killed_at_each_step(fuse, tmp_path / "begun", *base, "rounds=3"):
+        steps += 1
         assert store_of(here).gc(0).missing == []
         play(here, *base, "rounds=3", resume=True)
         assert (here / "one" / "model.safetensors").read_bytes() == wanted
         assert_kept(here, rounds=3, models=1)
-        shutil.rmtree(here)
-    assert step > 10
+    assert steps > 10
 
 
 @pytest.mark.parametrize("seal", [pytest.param("none", marks=pytest.mark.slow), "all"])
@@ -282,23 +292,14 @@ def test_killed_in_the_first_round_it_begins_anew(tmp_path, monkeypatch, seal):
 def test_an_interrupted_audit_keeps_the_last_round_whole(tmp_path, monkeypatch):
     base = words("all", "keep.everything=true", "strategy=fedadam")
     play(tmp_path / "begun", *base)
-    fuse = Fuse(monkeypatch)
-    for step in itertools.count():
-        here = tmp_path / str(step)
-        shutil.copytree(tmp_path / "begun", here)
-        fuse.left = step
-        try:
-            play(here, *base, "rounds=3", resume=True)
-        except Killed:
-            pass
-        else:
-            break
-        fuse.left = None
+    steps, fuse = 0, Fuse(monkeypatch)
+    for here in killed_at_each_step(fuse, tmp_path / "begun", *base, "rounds=3"):
+        steps += 1
         assert store_of(here).gc(0).missing == []
         play(here, *base, "rounds=4", resume=True)
         assert store_of(here).pins() == {head_of(here): ("one",)}
         assert store_of(here).gc(0).missing == []
-    assert step > 5
+    assert steps > 5
 
 
 def test_a_lost_line_costs_no_record(tmp_path):

@@ -43,6 +43,7 @@ def test_a_run_leaves_a_model_its_cid_and_a_record_back_to_the_start(tmp_path):
         "summary.json",
         "report.html",
         "model.safetensors",
+        "best.safetensors",
         "head",
         "log.txt",
     }

@@ -255,8 +255,18 @@ def test_the_coordinators_own_identity_is_used(tmp_path, monkeypatch):
     with pytest.raises(KeyFileError, match="another passphrase"):
         play(tmp_path, *words, "rounds=3", resume=True)
     monkeypatch.delenv("FEDIPFS_PASSPHRASE")
-    with pytest.raises(KeyFileError, match="is encrypted"):
+    with pytest.raises(KeyFileError, match="is encrypted: set FEDIPFS_PASSPHRASE"):
         play(tmp_path, *words, "rounds=3", resume=True)
+
+
+def test_a_passphrase_that_no_key_file_needs_is_ignored(tmp_path, monkeypatch):
+    own = tmp_path / "acme.key"
+    Identity.new("acme").save(own)
+    monkeypatch.setenv("FEDIPFS_PASSPHRASE", "of another file")
+    for run_id, *more in (("own", f"identity={own}"), ("made",)):
+        play(tmp_path, *QUICK, "rounds=1", "clients.total=2", "seal=all", f"run_id={run_id}", *more)
+    assert parties.reader(tmp_path / "own", str(own)).name == "acme"
+    assert parties.reader(tmp_path / "made").name == "coordinator"
 
 
 @pytest.mark.parametrize("content", [None, "nonsense"])

@@ -57,7 +57,6 @@ def test_no_more_workers_than_clients_a_round(tmp_path):
 def test_defaults_that_are_computed(tmp_path):
     config = checked(tmp_path, "clients.per_round=5", "evaluate.federated=true", "run_id=7")
     assert config["clients"]["min_successes"] == 3
-    assert config["data"]["validation"] == 0.1
     assert config["run_id"] == "7"
     assert settings.check(config) == config
 

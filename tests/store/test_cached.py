@@ -43,15 +43,6 @@ def gateway() -> Iterator[HostileServer]:
         yield server
 
 
-@pytest.fixture(params=["imitation", pytest.param("daemon", marks=real)])
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "imitation":
-        with HostileServer() as server:
-            yield server.address
-    else:
-        yield request.getfixturevalue("own_daemon").address
-
-
 def home_at(address: str, **options: Any) -> KuboStore:
     return KuboStore(address, **{"timeout_s": 20.0, "retries": 0, **options})
 
@@ -79,14 +70,14 @@ def file_of(store: CachedStore, cid: CID) -> Path:
     return path
 
 
-def test_put_once_and_read_elsewhere(tmp_path: Path, address: str) -> None:
-    store = open_cached(tmp_path / "a", address)
+def test_put_once_and_read_elsewhere(tmp_path: Path, own_address: str) -> None:
+    store = open_cached(tmp_path / "a", own_address)
     data = data_of("file", 3_000_000)
     root = dag.add(store, unixfs.chunk(data))
     assert store.counters.fetched_bytes == 0 and b"".join(dag.cat(store, root)) == data
     store.publish()
     assert store.counters.sent_blocks == 4 + 1 and store.counters.fetched_bytes == 0
-    reader = open_cached(tmp_path / "b", address)
+    reader = open_cached(tmp_path / "b", own_address)
     assert not reader.front.has(root) and reader.has(root) and reader.size(root) == store.size(root)
     reader.fetch(root)
     fetched = reader.counters.fetched_bytes
@@ -126,17 +117,23 @@ def nbytes(tensors: dict[str, np.ndarray]) -> int:
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_frozen_layers_are_neither_sent_nor_fetched_again(
-    tmp_path: Path, address: str, restarted: bool
+    tmp_path: Path, own_address: str, restarted: bool
 ) -> None:
     first, second = model(0), model(0, changed=2)
-    writer, reader = open_cached(tmp_path / "w", address), open_cached(tmp_path / "r", address)
+    writer, reader = (
+        open_cached(tmp_path / "w", own_address),
+        open_cached(tmp_path / "r", own_address),
+    )
     root = put(writer, first)
     writer.publish()
     writer.pin(root, "round 1")
     assert writer.counters.sent_bytes >= nbytes(first)
     reader.fetch(root)
     if restarted:
-        writer, reader = open_cached(tmp_path / "w", address), open_cached(tmp_path / "r", address)
+        writer, reader = (
+            open_cached(tmp_path / "w", own_address),
+            open_cached(tmp_path / "r", own_address),
+        )
     sent, fetched = writer.counters.sent_bytes, reader.counters.fetched_bytes
     root = put(writer, second)
     writer.publish()
@@ -158,25 +155,25 @@ def test_a_model_that_is_new_comes_in_one_stream(tmp_path: Path, node: HostileSe
     assert store.front.verify().damaged == [] and len(list(store.front)) == 22
 
 
-def test_blocks_put_again_after_home_lost_them(tmp_path: Path, address: str) -> None:
-    store = open_cached(tmp_path / "a", address)
+def test_blocks_put_again_after_home_lost_them(tmp_path: Path, own_address: str) -> None:
+    store = open_cached(tmp_path / "a", own_address)
     cid = store.put(data_of("lost"))
     store.publish()
-    home_at(address).gc(0)
-    again = open_cached(tmp_path / "a", address)  # knows not what is at home, and asks
+    home_at(own_address).gc(0)
+    again = open_cached(tmp_path / "a", own_address)  # knows not what is at home, and asks
     assert again.put(data_of("lost")) == cid
     again.publish()
-    assert home_at(address).has(cid)
+    assert home_at(own_address).has(cid)
 
 
-def test_pinning_sends_what_home_has_lost(tmp_path: Path, address: str) -> None:
-    store = open_cached(tmp_path / "a", address, timeout_s=2.0)
+def test_pinning_sends_what_home_has_lost(tmp_path: Path, own_address: str) -> None:
+    store = open_cached(tmp_path / "a", own_address, timeout_s=2.0)
     kept = put(store, model(2))
     store.pin(kept, "round 1")
     root = put(store, model(2, changed=2))
     record = dag.put_record(store, {"model": root})
     store.publish()
-    home = home_at(address)
+    home = home_at(own_address)
     home.gc(0)
     assert not home.has(record)
     sent = store.counters.sent_bytes
@@ -340,9 +337,9 @@ def test_without_a_home_the_folder_is_it(tmp_path: Path, gateway: HostileServer)
 
 
 def test_collecting_empties_the_folder_and_nothing_pinned_is_lost(
-    tmp_path: Path, address: str
+    tmp_path: Path, own_address: str
 ) -> None:
-    store = open_cached(tmp_path / "a", address)
+    store = open_cached(tmp_path / "a", own_address)
     root, loose = put(store, model(6)), store.put(b"loose")
     store.pin(root, "x")
     report = store.gc(0)
@@ -351,7 +348,7 @@ def test_collecting_empties_the_folder_and_nothing_pinned_is_lost(
     assert np.array_equal(Weights(store, root).tensor("layer.07"), model(6)["layer.07"])
     assert store.put(b"loose") == loose
     store.publish()
-    assert home_at(address).has(loose)  # it was not taken for being there still
+    assert home_at(own_address).has(loose)  # it was not taken for being there still
 
 
 def test_hostile_blocks_never_reach_the_folder(tmp_path: Path, node: HostileServer) -> None:
@@ -387,8 +384,8 @@ def test_who_publishes_second_waits_for_the_first(tmp_path: Path, node: HostileS
     first.join(10)
 
 
-def test_a_fork_publishes_for_itself(tmp_path: Path, address: str) -> None:
-    store = open_cached(tmp_path / "a", address)
+def test_a_fork_publishes_for_itself(tmp_path: Path, own_address: str) -> None:
+    store = open_cached(tmp_path / "a", own_address)
     root = put(store, model(7))
     child = os.fork()
     if child == 0:
@@ -396,12 +393,12 @@ def test_a_fork_publishes_for_itself(tmp_path: Path, address: str) -> None:
         try:
             other = put(store, model(7, changed=2))
             store.publish()
-            code = 0 if all(map(home_at(address).has, dag.walk(store.front, other))) else 2
+            code = 0 if all(map(home_at(own_address).has, dag.walk(store.front, other))) else 2
         finally:
             os._exit(code)
     store.publish()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert all(map(home_at(address).has, dag.walk(store.front, root)))
+    assert all(map(home_at(own_address).has, dag.walk(store.front, root)))
 
 
 def test_a_home_that_hangs_is_a_timeout(tmp_path: Path, node: HostileServer) -> None:

@@ -28,25 +28,6 @@ from fedipfs.weights import Weights, put
 real = pytest.mark.slow
 
 
-@pytest.fixture(params=["imitation", pytest.param("daemon", marks=real)])
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "imitation":
-        with HostileServer() as server:
-            yield server.address
-    else:
-        yield request.getfixturevalue("ipfs_daemon").address
-
-
-@pytest.fixture(params=["imitation", pytest.param("daemon", marks=real)])
-def own(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A node whose garbage may be collected."""
-    if request.param == "imitation":
-        with HostileServer() as server:
-            yield server.address
-    else:
-        yield request.getfixturevalue("own_daemon").address
-
-
 def open_kubo(address: str, **options: Any) -> KuboStore:
     return KuboStore(address, **{"timeout_s": 20.0, "retries": 2, **options})
 
@@ -183,8 +164,8 @@ def test_names_of_any_kind(address: str) -> None:
     assert cid not in store.pins()
 
 
-def test_pins_keep_through_a_collection(own: str) -> None:
-    store = open_kubo(own)
+def test_pins_keep_through_a_collection(own_address: str) -> None:
+    store = open_kubo(own_address)
     kept = unixfs.build([data_of(f"kept {i}") for i in range(5)], store.put)
     lone = unixfs.build([data_of("lone 1"), data_of("lone 2")], store.put)
     loose = unixfs.build([data_of("loose 1"), data_of("loose 2")], store.put)
@@ -211,27 +192,27 @@ def test_pins_keep_through_a_collection(own: str) -> None:
     assert before.pins == 2 and after.pins == 0 and after.free > 0
 
 
-def test_leases_end_by_their_own_age_whoever_collects(own: str) -> None:
-    writer = open_kubo(own, lease_s=3600)
+def test_leases_end_by_their_own_age_whoever_collects(own_address: str) -> None:
+    writer = open_kubo(own_address, lease_s=3600)
     cid = writer.put(data_of("young"))
     writer.publish()
-    tidy = open_kubo(own, lease_s=86400)  # another configuration, as that of a command
+    tidy = open_kubo(own_address, lease_s=86400)  # another configuration, as that of a command
     tidy.gc(600)
     assert tidy.has(cid)
     tidy.gc(0)
     assert not tidy.has(cid)
 
 
-def test_a_lease_of_no_time_is_over_at_once(own: str) -> None:
-    store = open_kubo(own, lease_s=0)
+def test_a_lease_of_no_time_is_over_at_once(own_address: str) -> None:
+    store = open_kubo(own_address, lease_s=0)
     cid = store.put(data_of("ephemeral"))
     store.publish()
-    open_kubo(own).gc(3600)
+    open_kubo(own_address).gc(3600)
     assert not store.has(cid)
 
 
-def test_collected_between_two_runs_it_can_be_put_again(own: str) -> None:
-    store = open_kubo(own)
+def test_collected_between_two_runs_it_can_be_put_again(own_address: str) -> None:
+    store = open_kubo(own_address)
     cid = store.put(data_of("again"))
     store.publish()
     store.gc(0)
@@ -241,8 +222,8 @@ def test_collected_between_two_runs_it_can_be_put_again(own: str) -> None:
     assert store.get(cid) == data_of("again")
 
 
-def test_pins_of_others_are_shown_and_left(own: str) -> None:
-    store = open_kubo(own)
+def test_pins_of_others_are_shown_and_left(own_address: str) -> None:
+    store = open_kubo(own_address)
     cid = store.put(data_of("theirs"))
     record = dag.put_record(store, {"type": "theirs"})
     store.publish()
@@ -255,14 +236,14 @@ def test_pins_of_others_are_shown_and_left(own: str) -> None:
     assert store.pins() == {cid: ("",), record: ("",)} and store.has(cid)
 
 
-def test_without_pins(own: str) -> None:
-    store = open_kubo(own, pin=False)
+def test_without_pins(own_address: str) -> None:
+    store = open_kubo(own_address, pin=False)
     cid = store.put(data_of("unpinned"))
     store.pin(cid, "x")
     store.unpin(cid, "x")
     assert store.has(cid) and store.pins() == {}
-    assert open_kubo(own).stat().pins == 0
-    open_kubo(own).gc(3600)
+    assert open_kubo(own_address).stat().pins == 0
+    open_kubo(own_address).gc(3600)
     assert not store.has(cid)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fedipfs.errors import ConfigError
-from fedipfs.strategies import Cohort, build
+from fedipfs.strategies import Brief, build
 from fedipfs.strategies.build import required_successes
 
-COHORT = Cohort(total=10, train=8, evaluate=0, min_successes=4)
+BRIEF = Brief(per_round=8, min_successes=4)
 
 
 @pytest.mark.parametrize(
@@ -36,13 +38,13 @@ COHORT = Cohort(total=10, train=8, evaluate=0, min_successes=4)
 )
 def test_a_number_that_cannot_work_is_named(name, options, says):
     with pytest.raises(ConfigError, match=says):
-        build({"name": name, **options}, COHORT)
+        build({"name": name, **options}, BRIEF)
 
 
 def test_numbers_at_the_edge_are_taken():
-    assert build({"name": "fedprox", "proximal_mu": 0}, COHORT).proximal_mu == 0
-    assert build({"name": "fedtrimmedavg", "beta": 0.0}, COHORT).beta == 0
-    made = build({"name": "multikrum", "num_malicious_nodes": 2, "num_nodes_to_select": 8}, COHORT)
+    assert build({"name": "fedprox", "proximal_mu": 0}, BRIEF).proximal_mu == 0
+    assert build({"name": "fedtrimmedavg", "beta": 0.0}, BRIEF).beta == 0
+    made = build({"name": "multikrum", "num_malicious_nodes": 2, "num_nodes_to_select": 8}, BRIEF)
     assert (made.num_malicious_nodes, made.num_nodes_to_select) == (2, 8)
 
 
@@ -61,9 +63,11 @@ def test_a_round_needs_as_many_good_updates_as_the_strategy(name, malicious, lea
     options = {"name": name}
     if malicious is not None:
         options["num_malicious_nodes"] = malicious
-    assert required_successes(options, COHORT._replace(min_successes=least)) == needed
+    brief = replace(BRIEF, min_successes=least)
+    for clip in ({}, {"clip_update_norm": 1.0}):
+        assert required_successes(build({**options, **clip}, brief), brief) == needed
 
 
 def test_a_round_that_could_never_succeed_is_refused():
     with pytest.raises(ConfigError, match=r"needs at least 9 clients a round.*per_round is 8"):
-        build({"name": "krum", "num_malicious_nodes": 3}, COHORT)
+        build({"name": "krum", "num_malicious_nodes": 3}, BRIEF)

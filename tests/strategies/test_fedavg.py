@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy import FedProx as FlowerFedProx
+from fleet import Fleet
 from grids import DirectGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quickstart import app
 
 from fedipfs import CidGrid, FedAvg, FolderStore, use_store
-from fedipfs.errors import EdgeError, RunFailed
+from fedipfs.errors import ConfigError, EdgeError, RunFailed
 from fedipfs.exchange import from_numpy, store_arrays
 from fedipfs.flower_compat import set_identity
+from fedipfs.strategies import Average, FedProx
 
 set_identity(run_id=1, node_id=1)
 
@@ -99,6 +102,42 @@ def test_it_equals_flowers_fedavg(store):
             ours.arrays[name].numpy(), flower.arrays[name].numpy(), rtol=1e-6
         )
     assert ours.train_metrics_clientapp == flower.train_metrics_clientapp
+
+
+def test_the_average_counts_unequal_clients_the_same(store):
+    r = Round(store, {"w": np.zeros(2, "f4")}, 3)
+    r.strategy = Average(min_train_nodes=3, min_available_nodes=3)
+    for node, (values, examples) in enumerate((([1, 2], 1), ([4, 8], 1000), ([7, 5], 20))):
+        r.answer(node, {"w": np.array(values, "f4")}, examples=examples)
+    arrays, _ = r.play()
+    assert arrays["w"].numpy().tolist() == [4.0, 5.0]
+
+
+def test_fedprox_without_its_term_is_fedavg_to_the_bit(store):
+    cids = []
+    for name, options in (("fedavg", {}), ("fedprox", {"proximal_mu": 0.0})):
+        fleet = Fleet(store, clients=3, data={"partition": "dirichlet"})
+        fleet.play(fleet.build(name, **options), 1, 3)
+        cids.append(fleet.model.cid)
+    assert cids[0] == cids[1]
+
+
+def test_it_equals_flowers_fedprox_and_the_term_matters(store):
+    """Flower's class sets `proximal-mu`, too, and its clients are ours."""
+    got = []
+    for strategy in (FlowerFedProx(proximal_mu=0.5), FedProx(proximal_mu=0.5), FedAvg()):
+        fleet = Fleet(store, clients=3, epochs=2)
+        got.append(fleet.play(strategy, 1, 3))
+    flower, ours, plain = got
+    for name in flower:
+        np.testing.assert_allclose(ours[name], flower[name], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(ours["1.weight"], plain["1.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("mu", [-1, float("inf"), float("nan"), "much", True])
+def test_a_proximal_term_that_cannot_be_is_refused(mu):
+    with pytest.raises(ConfigError, match=r"strategy\.proximal_mu=.* of at least 0"):
+        FedProx(proximal_mu=mu)
 
 
 def test_dtypes_are_kept_integers_rounded_booleans_by_majority(store):

@@ -14,10 +14,10 @@ from quickstart import app, plain_app
 from fedipfs import CidGrid, FedAvg
 from fedipfs.errors import ConfigError
 from fedipfs.exchange import from_numpy, specs_of, store_arrays
-from fedipfs.strategies import STRATEGIES, Cohort, build, load_state, save_state
+from fedipfs.strategies import STRATEGIES, Brief, build, load_state, save_state
 
 NODES = 8
-COHORT = Cohort(total=NODES, train=NODES, evaluate=0, min_successes=1)
+BRIEF = Brief(per_round=NODES, min_successes=1)
 OPTIONS = {
     "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.5},
     "fedprox": {"proximal_mu": 0.1},
@@ -46,8 +46,24 @@ def initial():
     return {"z": rng.normal(size=(6, 5)).astype("f4"), "a": rng.normal(size=(7,)).astype("f4")}
 
 
+# Flower's classes under whose names there are ours (test_robust.py compares them).
+REPLACED = {
+    "fedprox": flower.FedProx,
+    "krum": flower.Krum,
+    "multikrum": flower.MultiKrum,
+    "bulyan": flower.Bulyan,
+    "fedmedian": flower.FedMedian,
+    "fedtrimmedavg": flower.FedTrimmedAvg,
+}
+
+
+def stock(name: str):
+    """Flower's own class of that name."""
+    return REPLACED[name](**OPTIONS.get(name, {})) if name in REPLACED else make(name)
+
+
 def make(name: str):
-    return build({"name": name, **OPTIONS.get(name, {})}, COHORT)
+    return build({"name": name, **OPTIONS.get(name, {})}, BRIEF)
 
 
 def play(grid, strategy, arrays, first: int, last: int):
@@ -60,7 +76,7 @@ def play(grid, strategy, arrays, first: int, last: int):
 
 
 def test_all_names_of_the_documentation_are_there():
-    assert set(STRATEGIES) == {"fedavg", *ISSUE}
+    assert set(STRATEGIES) >= {"fedavg", *ISSUE}
 
 
 @pytest.mark.parametrize("name", ISSUE)
@@ -68,8 +84,8 @@ def test_results_equal_those_of_the_plain_strategy(store, name):
     from fedipfs.exchange import use_store
 
     use_store(store)
-    plain = play(DirectGrid(plain_app, NODES), make(name), from_numpy(initial()), 1, 3)
-    ours = play(CidGrid(DirectGrid(app, NODES), store), make(name), from_numpy(initial()), 1, 3)
+    plain = play(DirectGrid(plain_app, NODES), stock(name), from_numpy(initial()), 1, 3)
+    ours = play(CidGrid(DirectGrid(app, NODES), store), stock(name), from_numpy(initial()), 1, 3)
     assert list(ours) == list(plain)
     for key in plain:
         np.testing.assert_allclose(
@@ -84,13 +100,14 @@ def test_a_strategy_restored_from_its_state_goes_on_as_if_never_stopped(store, n
     use_store(store)
 
     def grid():
-        return CidGrid(DirectGrid(app, NODES), store, read_updates=name != "fedavg")
+        read = not getattr(make(name), "screens_replies", False)
+        return CidGrid(DirectGrid(app, NODES), store, read_updates=read)
 
     def kept(arrays):
         return store_arrays(store, arrays, specs_of(from_numpy(initial())))
 
     strategy = make(name)
-    half = kept(play(grid(), strategy, from_numpy(initial()), 1, 2))
+    half = kept(play(grid(), strategy, kept(from_numpy(initial())), 1, 2))
     state, _ = save_state(strategy, store)
     whole = play(grid(), strategy, half, 3, 4)
     restored = make(name)
@@ -146,4 +163,4 @@ def test_state_of_an_unknown_type_is_refused_with_the_remedy(store):
 )
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        build(options, COHORT)
+        build(options, BRIEF)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from daemons import JsIpfs, Remote, available
+from hostile_http import HostileServer
+
+_NODES = ["imitation", pytest.param("daemon", marks=pytest.mark.slow)]
 
 
 def need(reason: str | None) -> None:
@@ -46,3 +49,23 @@ def own_daemon(tmp_path: Path) -> Iterator[JsIpfs]:
     daemon.start()
     yield daemon
     daemon.kill()
+
+
+@pytest.fixture(params=_NODES)
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The RPC of a node: of an imitation, and (slow) of the daemon that all tests share."""
+    yield from _address(request, "ipfs_daemon")
+
+
+@pytest.fixture(params=_NODES)
+def own_address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same, of a node of the test's own, whose garbage may be collected."""
+    yield from _address(request, "own_daemon")
+
+
+def _address(request: pytest.FixtureRequest, daemon: str) -> Iterator[str]:
+    if request.param == "imitation":
+        with HostileServer() as server:
+            yield server.address
+    else:
+        yield request.getfixturevalue(daemon).address

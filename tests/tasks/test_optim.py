@@ -109,3 +109,17 @@ def test_checking_makes_no_optimizer():
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_rate_of_a_round():
+    train = {"optimizer": SGD, "schedule": {"name": "StepLR", "step_size": 2, "gamma": 0.5}}
+    rates = [optim.learning_rate(train, server_round=number) for number in (1, 2, 3, 5)]
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.025])
+    assert optim.learning_rate({**train, "schedule": None}, server_round=9) == 0.1
+
+
+def test_another_setting_is_named_as_it_is_called():
+    with pytest.raises(ConfigError, match=r"strategy\.optimizer\.lr=-1 must be a number"):
+        optim.check_optimizer({**SGD, "lr": -1}, "strategy.optimizer")
+    with pytest.raises(ConfigError, match=r"strategy\.optimizer\.name=Adan is unknown"):
+        optim.optimizer(torch.nn.Linear(1, 1).parameters(), {"name": "Adan"}, "strategy.optimizer")

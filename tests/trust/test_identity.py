@@ -215,6 +215,38 @@ def test_passphrases_that_do_not_fit_are_named(tmp_path: Path) -> None:
         Identity.load(plain, b"correct horse")
 
 
+def never() -> bytes:
+    raise AssertionError("asked for a passphrase")
+
+
+def test_a_file_is_unlocked_with_the_passphrase_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, plain = tmp_path / "closed", key_file(tmp_path / "plain")
+    Identity.new("acme").save(closed, b"not \xff UTF-8")
+    monkeypatch.setenv("FEDIPFS_PASSPHRASE", os.fsdecode(b"not \xff UTF-8"))
+    assert Identity.unlock(closed, never).public == Identity.load(closed, b"not \xff UTF-8").public
+    assert Identity.unlock(plain, never).public == Identity.load(plain).public  # needless
+    monkeypatch.setenv("FEDIPFS_PASSPHRASE", "wrong")
+    with pytest.raises(KeyFileError, match="closed has another passphrase"):
+        Identity.unlock(closed, never)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_passphrase_in_the_environment_it_is_asked_for_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    closed, plain = tmp_path / "closed", key_file(tmp_path / "plain")
+    Identity.new("acme").save(closed, b"correct horse")
+    monkeypatch.delenv("FEDIPFS_PASSPHRASE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("FEDIPFS_PASSPHRASE", value)
+    assert Identity.unlock(plain, never).public.organization == "acme"
+    assert Identity.unlock(closed, lambda: b"correct horse").public.organization == "acme"
+    with pytest.raises(KeyFileError, match="closed is encrypted: set FEDIPFS_PASSPHRASE"):
+        Identity.unlock(closed)
+
+
 @pytest.mark.parametrize("there", ["file", "dangling link", "folder"])
 def test_nothing_is_overwritten(tmp_path: Path, there: str) -> None:
     path = tmp_path / "key"

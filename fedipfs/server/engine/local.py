@@ -52,7 +52,8 @@ class LocalGrid(Grid):
     """`clients` nodes, served by `pool`; implements Flower's public Grid.
 
     A node's `Context.state` survives between messages: it lives in the store, so any worker can
-    serve any node, and a resumed run finds it again (`states`). `on_reply(name, ok)` is called as
+    serve any node, and a resumed run finds it again. `states` has its CID by node, and after it
+    those of what it links. `on_reply(name, ok)` is called as
     replies come in.
     """
 
@@ -61,7 +62,7 @@ class LocalGrid(Grid):
         pool: Pool,
         clients: int,
         *,
-        states: dict[int, CID] | None = None,
+        states: dict[int, list[CID]] | None = None,
         on_reply: Callable[[str, bool], None] = lambda name, ok: None,
     ) -> None:
         self._pool = pool
@@ -110,7 +111,7 @@ class LocalGrid(Grid):
                 "node": node,
                 "partition": node - FIRST_NODE,
                 "partitions": len(self._nodes),
-                "state": state and str(state),
+                "state": state and str(state[0]),
             }
             self._pool.submit(job, frame(call, wire))
             ids.append(job)
@@ -127,18 +128,40 @@ class LocalGrid(Grid):
 
     def _replies(self, ids: list[str], timeout: float | None) -> Iterator[Message]:
         """Replies as they come, so that they are looked at while other clients still train."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else self.now() + timeout
         missing = set(ids)
         while missing:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+            left = None if end is None else end - self.now()
+            replies = self.receive(missing, left)
+            if not replies:
                 break
+            missing -= {reply.metadata.reply_to_message_id for reply in replies}
+            yield from replies
+        self.cancel(missing)
+
+    def receive(self, message_ids: Iterable[str], timeout: float | None) -> list[Message]:
+        """At least one reply; [] if none came within `timeout` seconds or none can come."""
+        end = None if timeout is None else time.monotonic() + timeout
+        wanted = list(message_ids)
+        while True:
+            if ready := [self._done.pop(job) for job in wanted if job in self._done]:
+                return ready
+            left = None if end is None else end - time.monotonic()
+            if not any(job in self._waiting for job in wanted) or (left is not None and left <= 0):
+                return []
             self._collect(left)
-            ready = missing & self._done.keys()
-            missing -= ready
-            yield from (self._done.pop(job) for job in ready)
-        for job in missing:  # what comes later is dropped
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Give these up: what is under way is stopped, what comes all the same is dropped."""
+        jobs = set(message_ids)
+        self._pool.cancel(jobs)
+        for job in jobs:
             self._waiting.pop(job, None)
+            self._done.pop(job, None)
+
+    def now(self) -> float:
+        """Seconds, from an unknown beginning."""
+        return time.monotonic()
 
     def _collect(self, timeout_s: float | None) -> None:
         outcomes = self._pool.collect(timeout_s)
@@ -164,7 +187,8 @@ class LocalGrid(Grid):
         if answer["error"] is not None:
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message)
         if answer["state"] is not None:
-            self.states[message.metadata.dst_node_id] = CID.parse(answer["state"])
+            state = [CID.parse(each) for each in answer["state"]]
+            self.states[message.metadata.dst_node_id] = state
         self.traffic.flower += len(wire)
         reply = message_from_bytes(wire)
         # Who answered is known here; what the reply says of it is not believed.

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection, forkserver, resource_tracker
@@ -42,6 +42,10 @@ class Pool(Protocol):
 
     def collect(self, timeout_s: float | None) -> list[Outcome]:
         """At least one outcome if any job is under way and the time suffices, else none."""
+        ...
+
+    def cancel(self, jobs: Set[str]) -> None:
+        """Stop these jobs; they have no outcome."""
         ...
 
     def close(self) -> None: ...
@@ -79,6 +83,9 @@ class SerialPool:
             return []
         job, request = self._jobs.popleft()
         return [_outcome(job, _answer(self._handle, request))]
+
+    def cancel(self, jobs: Set[str]) -> None:
+        self._jobs = deque(each for each in self._jobs if each[0] not in jobs)
 
     def close(self) -> None:
         self._jobs.clear()
@@ -141,6 +148,13 @@ class ProcessPool:
             self._feed()
             if outcomes or (end is not None and now >= end):
                 return outcomes
+
+    def cancel(self, jobs: Set[str]) -> None:
+        self._queue = deque(each for each in self._queue if each[0] not in jobs)
+        for worker in self._workers:
+            if worker.job in jobs:
+                self._replace(worker, "cancelled")
+        self._feed()
 
     def close(self) -> None:
         self._queue.clear()
