@@ -151,7 +151,11 @@ class Site(NamedTuple):
         indices = self.parts[int(context.node_config["partition-id"])]
         held_out = round(len(indices) * (self.config["data"]["validation"] or 0.0))
         train, test = np.split(indices, [len(indices) - held_out])
-        return _take(self.dataset.train, train), _take(self.dataset.train, test)
+        training = _take(self.dataset.train, train)
+        if context.node_config.get("label-flip"):  # the site's own wish: a simulated attacker
+            classes = int(self.dataset.train.targets.max()) + 1
+            training = Examples(training.inputs, classes - 1 - training.targets)
+        return training, _take(self.dataset.train, test)
 
     def measure(
         self, task: tasks.Task, model: torch.nn.Module, examples: Examples

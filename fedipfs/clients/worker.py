@@ -111,6 +111,7 @@ class _Worker:
             node_id=node,
             node_config={
                 **options["node_config"],
+                **call["config"],
                 "partition-id": call["partition"],
                 "num-partitions": call["partitions"],
             },

@@ -16,10 +16,12 @@ from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError
 from fedipfs.exchange import (
     NOT_FINITE,
     CidGrid,
+    Cost,
     Stamp,
     StoredArrays,
     Vault,
     check_update,
+    cost_of,
     specs_of,
     store_arrays,
     stored_cid,
@@ -33,6 +35,7 @@ from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
 from fedipfs.server.selection import Selection
 from fedipfs.strategies import parts, require, save_state, screen
+from fedipfs.weights.compression import Spec
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Round:
     evaluate: dict[str, Any] | None
     server: dict[str, float] | None
     aggregation: dict[str, Any]  # how the strategy combined the updates
+    compression: dict[str, float] | None  # of the updates, where they are compressed
     sgd_steps: int
 
 
@@ -67,7 +71,8 @@ class Federation:
     """A strategy, a grid and a model that goes from round to round.
 
     `grid` is wrapped in a CidGrid here, so strategies see array records and Flower carries CIDs.
-    `selection` says who is asked; a round's training ends after `deadline_s`. `poison` replaces
+    `selection` says who is asked; a round's training ends after `deadline_s`. `compression` is how
+    updates travel, and with `compress_models` models, too. `poison` replaces
     replies as an adversary would (server/attack.py). `evaluate` measures a model, or what stands
     for it, on the server's test set; None leaves that out. With `prefetch`, all nodes are told of
     the new model before it is evaluated. `on_phase` is told what a round is at.
@@ -84,6 +89,8 @@ class Federation:
     seed: int
     min_successes: int
     deadline_s: float | None = None
+    compression: Spec | None = None
+    compress_models: bool = False
     poison: Callable[[int, list[Message]], list[Message]] | None = None
     evaluate: Evaluator | None = None
     prefetch: bool = False
@@ -97,6 +104,8 @@ class Federation:
             self.vault,
             read_updates=not self._screens,
             name_of=self.grid.name_of,
+            compression=self.compression,
+            compress_models=self.compress_models,
         )
         self._offers: dict[int, dict[str, Any]] = {}  # node -> what it announces
         self._asynchronous = bool(getattr(self.strategy, "asynchronous", False))
@@ -116,6 +125,7 @@ class Federation:
         self.on_phase("training")
         answers = (self._buffer if self._asynchronous else self._ask_cohort)(number)
         replies = answers.replies
+        costs = [cost_of(update) for reply in replies if (update := _update_in(reply)) is not None]
         if self.poison is not None:
             replies = self.poison(number, replies)
         self.on_phase("aggregating")
@@ -181,6 +191,7 @@ class Federation:
             evaluate=federated,
             server=server,
             aggregation=aggregation,
+            compression=_mean_cost(costs) if self.compression else None,
             sgd_steps=sum(_steps(update) for update in updates),
         )
 
@@ -244,8 +255,8 @@ class Federation:
             if not self._flights:
                 break
             for reply in self._flights.land():
-                arrays = None if reply.has_error() else next(iter(parts(reply)[0].values()), None)
-                asked = getattr(arrays, "asked", None) or number
+                update = _update_in(reply)
+                asked = (update and update.asked) or number
                 if strategy.is_late(number, asked):
                     reply = error_instead(reply, _too_late(number - asked))
                 replies.append(reply)
@@ -398,6 +409,22 @@ def _steps(update: Update) -> int:
     """The SGD steps that a client says it took; 0 for nonsense."""
     steps = update.metrics.get("steps")
     return int(steps) if isinstance(steps, int | float) and 0 <= steps < 2**53 else 0
+
+
+def _update_in(reply: Message) -> StoredArrays | None:
+    """The update that a reply brought, if it brought one."""
+    arrays = {} if reply.has_error() else parts(reply)[0]
+    first = next(iter(arrays.values()), None)
+    return first if isinstance(first, StoredArrays) else None
+
+
+def _mean_cost(costs: list[Cost]) -> dict[str, float] | None:
+    """Bytes of the updates as a share of what they are uncompressed, and their mean error."""
+    dense = sum(cost.dense for cost in costs)
+    if not dense:
+        return None
+    ratio = sum(cost.stored for cost in costs) / dense
+    return {"ratio": ratio, "error": sum(cost.error for cost in costs) / len(costs)}
 
 
 def _reference(arrays: StoredArrays) -> list[CID | None]:

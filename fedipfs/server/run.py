@@ -7,16 +7,15 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from typing_extensions import Buffer
 
 from fedipfs.errors import Diverged, RunError, RunInterrupted
-from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid
+from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid, tensors_of
 from fedipfs.flower_compat import flower_logger
 from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
@@ -24,10 +23,11 @@ from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
 from fedipfs.server import parties, records
+from fedipfs.server.attack import Adversary, malicious, node_config
 from fedipfs.server.bench import Bench
 from fedipfs.server.best import Best, measured
 from fedipfs.server.engine.clock import SimulatedGrid, durations
-from fedipfs.server.engine.local import RUN_ID, LocalGrid, Traffic, client_name
+from fedipfs.server.engine.local import FIRST_NODE, RUN_ID, LocalGrid, Traffic, client_name
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.keep import Keeper
@@ -39,6 +39,7 @@ from fedipfs.server.stopping import Stopping
 from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
 from fedipfs.trust.party import Party
+from fedipfs.weights.compression import Spec
 
 CLIENT_APP = "fedipfs.clients.app:app"
 WORKER = "fedipfs.clients.worker:serve"
@@ -238,6 +239,9 @@ class _Session:
             config["seed"],
             bench.min_successes,
             deadline_s=config["clients"]["deadline_s"],
+            compression=Spec.of(config["compression"]),
+            compress_models=bool(config["compression"].get("down")),
+            poison=self._adversary(),
             prefetch=bool(config["store"].get("prefetch")),
             on_phase=progress.phase,
         )
@@ -263,11 +267,24 @@ class _Session:
 
     def _grid(self, pool: Pool) -> LocalGrid:
         clients = self.config["clients"]
-        nodes: dict[str, Any] = {"states": self.states, "on_reply": self.progress.client_done}
+        nodes: dict[str, Any] = {
+            "states": self.states,
+            "on_reply": self.progress.client_done,
+            "config_of": lambda part: node_config(self.config["attack"], part, clients["total"]),
+        }
         if clients["clock"] == "real":
             return LocalGrid(pool, clients["total"], **nodes)
         pace = durations(clients["spread"], self.config["seed"])
         return SimulatedGrid(pool, clients["total"], duration=pace, **nodes)
+
+    def _adversary(self) -> Adversary | None:
+        """The attack that the experiment simulates, if it does."""
+        attack, clients = self.config["attack"], self.config["clients"]["total"]
+        if attack["name"] == "none":
+            return None
+        nodes = {FIRST_NODE + partition for partition in malicious(attack, clients)}
+        screens = getattr(self.bench.strategy, "screens_replies", False)
+        return Adversary(attack, nodes, read=not screens)
 
     def _selection(self) -> Selection:
         clients = self.config["clients"]
@@ -328,9 +345,9 @@ class _Session:
         """summary.json, report.html and, after a round, model.safetensors and best.safetensors."""
         folder = self.folder
         if self.lines:
-            folder.write_model("model.safetensors", _model_file(self.vault, self.result))
-        if self.best.so_far is not None:
-            folder.write_model("best.safetensors", _model_file(self.vault, self.best.so_far.model))
+            folder.write_model("model.safetensors", tensors_of(self.vault, self.result).file())
+        if (best := self.best.so_far) is not None:
+            folder.write_model("best.safetensors", tensors_of(self.vault, best.model).file())
         summary = self._summary(status, error)
         write_json(folder.path / "summary.json", summary)
         folder.write("report.html", render(summary, self.lines, folder.read("config.yaml")))
@@ -383,11 +400,6 @@ class _Session:
         }
 
 
-def _model_file(vault: Vault, model: CID) -> Iterator[Buffer]:
-    """The safetensors file of what a run yields, in pieces."""
-    return StoredArrays.open(vault, model).weights.file()
-
-
 def _pool(config: Mapping[str, Any], vault: Vault) -> Pool:
     root, engine = config["data"]["root"], config["engine"]
     keys = Path(config["runs_dir"]) / config["run_id"] / parties.FOLDER
@@ -435,12 +447,22 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             },
             "sgd_steps": done.sgd_steps,
             "bytes": moved,
-            "aggregation": done.aggregation,
+            "aggregation": _with_texts(done.aggregation),
+            "compression": done.compression,
             "model_cid": str(done.result),
             "record_cid": str(done.record),
         }
     )
     return line
+
+
+def _with_texts(value: Any) -> Any:
+    """`value` as JSON can hold it: CIDs as text."""
+    if isinstance(value, Mapping):
+        return {key: _with_texts(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(item) for item in value]
+    return str(value) if isinstance(value, CID) else value
 
 
 class _LogFile:

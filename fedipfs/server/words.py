@@ -15,7 +15,7 @@ from fedipfs.server import settings
 
 
 def quoted(words: list[str]) -> list[str]:
-    """The words, with quotes where Hydra would read the name of a choice as a number: attack=nan."""
+    """The words, with quotes where Hydra would take a choice for a number: attack=nan."""
     return [
         re.sub(r"(?<=[=,])nan(?=,|$)", "'nan'", word) if word.startswith("attack=") else word
         for word in words

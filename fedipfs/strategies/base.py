@@ -25,7 +25,7 @@ class ClientUpdate(NamedTuple):
     arrays: StoredArrays
     examples: float  # above 0
     metrics: MetricRecord
-    others: Mapping[str, StoredArrays] = {}  # noqa: RUF012 (further array records, by key)
+    others: Mapping[str, StoredArrays] = {}  # further array records, by key
 
 
 class StoreStrategy(FlowerFedAvg):

@@ -73,6 +73,9 @@ _LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
+_FLOWERS = inspect.signature(flower.FedAvg).parameters  # what all strategies of Flower's take
+
+
 @dataclass(frozen=True)
 class Brief:
     """What a strategy is told of the run that it serves, beside its own options.

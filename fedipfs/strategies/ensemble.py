@@ -83,12 +83,6 @@ class EnsembleStrategy(SelectingStrategy):
         if task is None or not task_target:
             raise ConfigError("strategy=ensemble needs the task: give task= and task_target=")
         per_round = kwargs.get("per_round")
-        most = top_k or (clients if start == "own" else per_round) or 0
-        if most > MAX_MEMBERS:
-            raise ConfigError(
-                f"an ensemble of {most} members; at most {MAX_MEMBERS} are taken: set a lower "
-                "strategy.top_k"
-            )
         if top_k is not None:
             whole("top_k", top_k, 1)
             if per_round is not None and top_k > per_round:
@@ -96,6 +90,12 @@ class EnsembleStrategy(SelectingStrategy):
                     f"strategy.top_k={top_k} is more than clients.per_round={per_round}; "
                     "lower the one or raise the other"
                 )
+        most = top_k or (clients if start == "own" else per_round) or 0
+        if most > MAX_MEMBERS:
+            raise ConfigError(
+                f"an ensemble of {most} members; at most {MAX_MEMBERS} are taken: set a lower "
+                "strategy.top_k"
+            )
         self._start, self._top_k, self._weighting = start, top_k, weighting
         self._voting, self._seed, self._target = voting, seed, task_target
         self._options, self._tasks = _architectures(architectures, start, task, task_options or {})

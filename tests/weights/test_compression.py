@@ -662,6 +662,24 @@ def test_a_malformed_model_is_a_named_error(shared, changes):
         decode(rewritten(shared, good, lambda tensors, metadata: metadata.update(changes)))
 
 
+def test_a_model_is_not_vastly_larger_than_its_file(shared):
+    zeros = {"w": np.zeros(3_000_000, "f4")}
+    good, decoded = sent(shared, Spec("int8"), None, zeros)  # without zstd, then
+    np.testing.assert_array_equal(decoded.tensor("w"), zeros["w"])
+
+    def inflate(tensors, metadata):
+        parts = {"values": frame(bytes(262144)).tobytes(), "last": frame(bytes(116352)).tobytes()}
+        data = parts["values"] * 11 + parts["last"]
+        del tensors["values/w"]
+        tensors["zstd:values/w"] = np.frombuffer(data, np.uint8)
+        lengths = [len(parts["values"])] * 11 + [len(parts["last"])]
+        tensors["frames:values/w"] = np.array(lengths, "u4")
+        tensors["zstd:scales/w"] = frame(tensors.pop("scales/w").tobytes())
+
+    with pytest.raises(BadPayload, match="over 64 times"):
+        decode(rewritten(shared, good, inflate))
+
+
 def test_a_bomb_takes_no_memory(shared):
     import tracemalloc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class LocalGrid(Grid):
     A node's `Context.state` survives between messages: it lives in the store, so any worker can
     serve any node, and a resumed run finds it again. `states` has its CID by node, and after it
     those of what it links. `on_reply(name, ok)` is called as
-    replies come in.
+    replies come in; `config_of(partition)` adds to that client's own `Context.node_config`.
     """
 
     def __init__(
@@ -64,12 +64,13 @@ class LocalGrid(Grid):
         *,
         states: dict[int, list[CID]] | None = None,
         on_reply: Callable[[str, bool], None] = lambda name, ok: None,
+        config_of: Callable[[int], Mapping[str, Any]] = lambda partition: {},
     ) -> None:
         self._pool = pool
         self._nodes = range(FIRST_NODE, FIRST_NODE + clients)
         self.states = dict(states or {})
         self.traffic = Traffic()
-        self._on_reply = on_reply
+        self._on_reply, self._config_of = on_reply, config_of
         self._waiting: dict[str, Message] = {}
         self._done: dict[str, Message] = {}
         set_identity(run_id=RUN_ID, node_id=SERVER_NODE_ID)
@@ -111,6 +112,7 @@ class LocalGrid(Grid):
                 "node": node,
                 "partition": node - FIRST_NODE,
                 "partitions": len(self._nodes),
+                "config": dict(self._config_of(node - FIRST_NODE)),
                 "state": state and str(state[0]),
             }
             self._pool.submit(job, frame(call, wire))

@@ -138,29 +138,31 @@ class _Job:
         return change
 
     def _note(self, each: TensorSpec, change: np.ndarray, sent: np.ndarray | None) -> None:
-        """What a reader does not get of `change`: it adds `sent` to the base, in its dtype."""
+        """What a reader, who adds `sent` to the base, does not get of `change`."""
+        lost = change if sent is None else change - self._seen(each, sent)
         self._size = math.hypot(self._size, _norm(change))
-        if sent is None:
-            lost = change
-        else:
-            wide, narrow = change.dtype, each.numpy_dtype
-            with np.errstate(over="ignore"):
-                if self._base is None:
-                    seen = sent.astype(narrow).astype(wide)
-                else:
-                    before = self._base.tensor(each.name).reshape(-1).astype(wide)
-                    seen = (before + sent).astype(narrow).astype(wide) - before
-                lost = change - seen
-            if not np.isfinite(lost).all():
-                raise CompressionError(f"tensor {each.name!r} is beyond the range of {each.dtype}")
         self._lost = math.hypot(self._lost, _norm(lost))
         if self._spec.feedback:
             self.residual[each.name] = lost.reshape(each.shape)
 
+    def _seen(self, each: TensorSpec, sent: np.ndarray) -> np.ndarray:
+        """`sent` as it is after the sum with the base was rounded to a narrow dtype."""
+        wide, narrow = sent.dtype, each.numpy_dtype
+        if wide == narrow:
+            return sent
+        before = np.zeros(1, wide)
+        if self._base is not None:
+            before = self._base.tensor(each.name).reshape(-1).astype(wide)
+        with np.errstate(over="ignore"):
+            seen = (before + sent).astype(narrow).astype(wide) - before
+        if not np.isfinite(seen).all():
+            raise CompressionError(f"tensor {each.name!r} is beyond the range of {each.dtype}")
+        return seen
+
 
 def _norm(values: np.ndarray) -> float:
-    """The L2 norm; no square overflows."""
-    largest = float(np.abs(values).max(initial=0))
-    if not largest:
-        return 0.0
-    return largest * math.sqrt(float(np.square(values / largest, dtype=np.float64).sum()))
+    with np.errstate(over="ignore"):
+        norm = math.sqrt(float(np.square(values, dtype=np.float64).sum()))
+    if not math.isfinite(norm):
+        raise CompressionError(f"a value of {np.abs(values).max():.3g} is beyond every codec")
+    return norm

@@ -6,7 +6,8 @@ See docs/formats.md, "Compressed updates".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ _OF_CODEC = {
 }
 _ENTRY = 160  # bytes that two more tensors take in a header, without their names
 _SLACK = 64 << 10  # bytes of metadata
+_MOST_TIMES = 64  # the size of its file that a model without a base may have, beyond 1 MiB
 
 
 def is_float(spec: TensorSpec) -> bool:
@@ -96,6 +98,23 @@ def pack(
     metadata: Mapping[str, str],
 ) -> list[Buffer]:
     """The file's leaves, of 1 MiB: nothing in it is ever the same in another file."""
+    data = b"".join(_pack(spec, model, parts, metadata))
+    if metadata["base"] == NO_BASE and _inflated(model, len(data)):  # almost nothing but zeros
+        data = b"".join(_pack(replace(spec, zstd=False), model, parts, metadata))
+    return list(unixfs.chunk(data))
+
+
+def _inflated(model: Mapping[str, TensorSpec], size: int) -> bool:
+    """Whether a file of `size` bytes stands for more than a stranger's may."""
+    return sum(spec.nbytes for spec in model.values()) > _MOST_TIMES * size + (1 << 20)
+
+
+def _pack(
+    spec: Spec,
+    model: Mapping[str, TensorSpec],
+    parts: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> Iterator[Buffer]:
     planned = plan(spec, model, metadata)
     tensors: dict[str, np.ndarray] = {}
     for name, array in parts.items():
@@ -112,7 +131,7 @@ def pack(
                 if len(frames) > 1:
                     tensors[FRAMES + name] = np.array([len(f) for f in frames], np.uint32)
     specs = [spec_of(name, array) for name, array in tensors.items()]
-    return list(unixfs.chunk(b"".join(chunks(specs, tensors.__getitem__, metadata))))
+    return chunks(specs, tensors.__getitem__, metadata)
 
 
 def is_payload(file: object) -> bool:
@@ -150,6 +169,8 @@ class Payload:
             raise BadPayload(f"{self.spec.codec} needs a base")
         if base is None or model is None:
             model = {key.removeprefix(TENSOR): _described(key, said[key]) for key in own}
+            if _inflated(model, file.nbytes):
+                raise BadPayload(f"{file.nbytes} bytes stand for over {_MOST_TIMES} times as many")
         self.specs, self._alone = model, base is None
         self.elements = sum(tensor.elements for tensor in floats(model.values()))
         self.error = _error(said["error"])

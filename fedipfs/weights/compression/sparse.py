@@ -86,7 +86,7 @@ def encode(spec: Spec, values: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
         metadata["gaps"] = code
         picked = values[indices]
     else:
-        seed = int.from_bytes(hashlib.sha256(values.tobytes()).digest()[:8], "little")
+        seed = int.from_bytes(hashlib.sha256(values.view(np.uint8).data).digest()[:8], "little")
         metadata["seed"] = str(seed)
         indices = drawn(values.size, count, seed) if count else np.zeros(0, np.int64)
         picked = values[indices]
