@@ -23,7 +23,6 @@ from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
     message_to_bytes,
-    records_from_bytes,
     records_to_bytes,
     set_identity,
 )

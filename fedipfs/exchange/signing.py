@@ -35,8 +35,12 @@ class Stamp(NamedTuple):
 
 
 def address(message: Message, node: int) -> str:
-    """What a message to a client asks, and of which node."""
-    return f"{message.metadata.message_type} {node}"
+    """What a message to a client asks, and of which node.
+
+    The group tells apart several questions of a kind to one node in one round.
+    """
+    group = message.metadata.group_id
+    return f"{message.metadata.message_type} {node}{f' {group}' if group else ''}"
 
 
 def stamp_of(content: RecordDict) -> Stamp | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedipfs.observe.runs import Run, numbers, round_metrics
 from fedipfs.observe.summary import (
-    best_text,
     align,
+    best_text,
     duration,
     loss_last,
     metric,

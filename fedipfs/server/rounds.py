@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError
 from fedipfs.exchange import (
     NOT_FINITE,
     CidGrid,
-    Cost,
     Stamp,
     StoredArrays,
     Vault,
@@ -125,9 +124,7 @@ class Federation:
         self.on_phase("training")
         answers = (self._buffer if self._asynchronous else self._ask_cohort)(number)
         replies = answers.replies
-        costs = [cost_of(update) for reply in replies if (update := _update_in(reply)) is not None]
-        if self.poison is not None:
-            replies = self.poison(number, replies)
+        updates_in = [update for reply in replies if (update := _update_in(reply)) is not None]
         self.on_phase("aggregating")
         if answers.follow_ups:
             self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
@@ -191,7 +188,7 @@ class Federation:
             evaluate=federated,
             server=server,
             aggregation=aggregation,
-            compression=_mean_cost(costs) if self.compression else None,
+            compression=_mean_cost(updates_in) if self.compression else None,
             sgd_steps=sum(_steps(update) for update in updates),
         )
 
@@ -227,14 +224,27 @@ class Federation:
         fit = self.selection.fit(number, *self._nodes(number))
         cohort, enough = self.selection.cohort(number, fit), self.selection.size(len(fit))
         follow = getattr(self.strategy, "follow_up", None)
-        return ask(
+
+        def follow_up(reply: Message) -> Iterable[Message]:
+            return () if follow is None else follow(number, reply, self._edge)
+
+        answers = ask(
             self._edge,
             self._configured("train", number, self.model, cohort),
             now=self.grid.now,
             enough=enough if enough < len(cohort) else None,
             deadline_s=self.deadline_s,
-            follow_up=None if follow is None else lambda reply: follow(number, reply, self._edge),
+            follow_up=follow_up if self.poison is None else None,
         )
+        if self.poison is None:
+            return answers
+        # The adversary wants to see all updates before it makes its own.
+        replies = self.poison(number, answers.replies)
+        questions = [
+            each for reply in replies if not reply.has_error() for each in follow_up(reply)
+        ]
+        further = ask(self._edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
+        return Answers(replies, further.replies, answers.unneeded)
 
     def _buffer(self, number: int) -> Answers:
         """Clients train all the time; who answers is replaced, until the buffer is full."""
@@ -261,7 +271,7 @@ class Federation:
                     reply = error_instead(reply, _too_late(number - asked))
                 replies.append(reply)
                 good += not reply.has_error()
-        return Answers(replies, [])
+        return Answers(replies if self.poison is None else self.poison(number, replies), [])
 
     def _send(self, number: int, base: StoredArrays, nodes: list[int]) -> None:
         if self.vault.party is not None:
@@ -418,8 +428,9 @@ def _update_in(reply: Message) -> StoredArrays | None:
     return first if isinstance(first, StoredArrays) else None
 
 
-def _mean_cost(costs: list[Cost]) -> dict[str, float] | None:
+def _mean_cost(updates: list[StoredArrays]) -> dict[str, float] | None:
     """Bytes of the updates as a share of what they are uncompressed, and their mean error."""
+    costs = [cost_of(update) for update in updates]
     dense = sum(cost.dense for cost in costs)
     if not dense:
         return None

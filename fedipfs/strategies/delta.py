@@ -46,8 +46,7 @@ def norm(update: Tensors, base: Tensors) -> float:
     """||update - base||_2 over the floating-point tensors: one pass; raises what `delta` does."""
 
     def square(name: str, start: int) -> float:
-        piece = delta(update, base, name, start)
-        return float(piece @ piece)
+        return float(np.square(delta(update, base, name, start)).sum())
 
     return math.sqrt(math.fsum(each_piece(update, float_specs(update), square)))
 

@@ -149,7 +149,10 @@ class Cross(Selector):
     ) -> list[Message]:
         """What to ask of `nodes` as soon as the candidate of `node`, in `content`, is there."""
         chosen = ring_after(self._seed, server_round, node, nodes)[: self._evaluators]
-        asked = [Message(content, each, "evaluate") for each in chosen]
+        # The group goes into the signature: answers about two candidates cannot be exchanged.
+        candidate = next(iter(content.array_records.values()))
+        group = str(candidate.cid) if isinstance(candidate, StoredArrays) else ""
+        asked = [Message(content, each, "evaluate", group_id=group) for each in chosen]
         self._asked += [(message, node) for message in asked]
         return asked
 

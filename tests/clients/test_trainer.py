@@ -332,6 +332,4 @@ def test_the_gradient_is_clipped_frozen_parameters_have_none_and_dropout_follows
 
 def test_the_gradient_of_no_examples_is_refused():
     with pytest.raises(DataError, match="no training examples"):
-        trainer.gradient(
-            Toy(), Toy().model(), X[:0], Y[:0], config=config(), seed=1, batch_size=5
-        )
+        trainer.gradient(Toy(), Toy().model(), X[:0], Y[:0], config=config(), seed=1, batch_size=5)

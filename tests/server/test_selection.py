@@ -16,7 +16,8 @@ NODES = list(range(2, 12))
 
 def cohorts(selection: Selection, rounds: int, nodes=NODES) -> list[list[int]]:
     return [
-        selection.cohort(number, selection.fit(number, nodes, {})) for number in range(1, rounds + 1)
+        selection.cohort(number, selection.fit(number, nodes, {}))
+        for number in range(1, rounds + 1)
     ]
 
 

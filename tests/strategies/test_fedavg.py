@@ -9,10 +9,10 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+from fleet import Fleet
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedProx as FlowerFedProx
-from fleet import Fleet
 from grids import DirectGrid
 from hypothesis import given, settings
 from hypothesis import strategies as st

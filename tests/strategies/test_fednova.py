@@ -64,9 +64,7 @@ def test_two_quadratics_with_unequal_steps_by_hand(store):
     From w = 0.5: y_0 = 0.5 * 0.9^4 = 0.32805 and y_1 = 1 - 0.5 * 0.6^12 = 0.998911609...
     d_0 = (0.5 - y_0) / 4, d_1 = (0.5 - y_1) / 12, p = (1/4, 3/4), tau_eff = 10.
     """
-    fleet = Fleet(
-        store, QUADRATIC, clients=2, data=TWO, options={"counts": [4, 12]}, batch_size=1
-    )
+    fleet = Fleet(store, QUADRATIC, clients=2, data=TWO, options={"counts": [4, 12]}, batch_size=1)
     fleet.model = store_arrays(fleet.vault, from_torch({"weight": torch.tensor([[0.5]])}))
     strategy = fleet.build("fednova")
     got = fleet.play(strategy)["weight"].item()
@@ -133,7 +131,11 @@ def test_fewer_steps_than_asked_for_are_believed(store):
 @pytest.mark.parametrize(
     ("train", "options", "says"),
     [
-        ({"optimizer": {"name": "Adam", "lr": 0.1}}, {}, r"train\.optimizer\.name=Adam must be SGD"),
+        (
+            {"optimizer": {"name": "Adam", "lr": 0.1}},
+            {},
+            r"train\.optimizer\.name=Adam must be SGD",
+        ),
         (
             {"optimizer": {**SGD, "momentum": 0.9, "nesterov": True}},
             {},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from fleet import QUADRATIC, Fleet
@@ -10,7 +9,6 @@ from fleet import QUADRATIC, Fleet
 from fedipfs.errors import ConfigError, Diverged
 from fedipfs.strategies import load_state, save_state
 from fedipfs.tasks import optim
-
 
 
 def pooled(fleet: Fleet, optimizer: dict, rounds: int) -> dict[str, torch.Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
 from fleet import QUADRATIC, Fleet
+from flwr.app import Message
 
 from fedipfs.errors import ConfigError
 from fedipfs.strategies import load_state, save_state
@@ -202,7 +202,10 @@ def test_a_client_that_sends_no_control_variate_is_left_out(store):
     ("train", "says"),
     [
         ({"optimizer": {"name": "Adam", "lr": 0.1}}, r"train\.optimizer\.name=Adam must be SGD"),
-        ({"optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9}}, r"~train\.optimizer\.momentum"),
+        (
+            {"optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9}},
+            r"~train\.optimizer\.momentum",
+        ),
         ({"optimizer": {"name": "SGD", "lr": 0.1, "maximize": True}}, r"maximize=True"),
         (
             {"schedule": {"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 9}},

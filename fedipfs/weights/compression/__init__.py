@@ -2,7 +2,8 @@
 
 from fedipfs.weights.compression.decoded import Decoded, decode
 from fedipfs.weights.compression.encode import Encoded, encode
-from fedipfs.weights.compression.payload import FORMAT, is_payload, most_bytes
+from fedipfs.weights.compression.parts import FORMAT, most_bytes
+from fedipfs.weights.compression.payload import is_payload
 from fedipfs.weights.compression.spec import CODECS, DENSE, SPARSE, Spec
 
 __all__ = [

@@ -12,7 +12,8 @@ from fedipfs.weights.base import Tensors
 from fedipfs.weights.codec import Weights
 from fedipfs.weights.compression import sparse
 from fedipfs.weights.compression.dense import CODEC, Dense
-from fedipfs.weights.compression.payload import Payload, floats, is_float
+from fedipfs.weights.compression.parts import floats, is_float
+from fedipfs.weights.compression.payload import Payload
 from fedipfs.weights.compression.spec import Spec
 
 

@@ -15,7 +15,7 @@ from fedipfs.weights.base import Tensors
 from fedipfs.weights.compression import sparse
 from fedipfs.weights.compression.decoded import wide_dtype
 from fedipfs.weights.compression.dense import CODEC
-from fedipfs.weights.compression.payload import FORMAT, NO_BASE, described, floats, is_float, pack
+from fedipfs.weights.compression.parts import FORMAT, NO_BASE, described, floats, is_float, pack
 from fedipfs.weights.compression.spec import SPARSE, Spec
 from fedipfs.weights.layout import TensorSpec, canonical
 
