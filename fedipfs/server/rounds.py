@@ -239,7 +239,7 @@ class Federation:
         if self.poison is None:
             return answers
         # The adversary wants to see all updates before it makes its own.
-        replies = self.poison(number, answers.replies)
+        replies = self._poisoned(number, answers.replies)
         questions = [
             each for reply in replies if not reply.has_error() for each in follow_up(reply)
         ]
@@ -271,7 +271,17 @@ class Federation:
                     reply = error_instead(reply, _too_late(number - asked))
                 replies.append(reply)
                 good += not reply.has_error()
-        return Answers(replies if self.poison is None else self.poison(number, replies), [])
+        return Answers(self._poisoned(number, replies), [])
+
+    def _poisoned(self, number: int, replies: list[Message]) -> list[Message]:
+        """The replies as the adversary has them; what it changed nobody has signed."""
+        if self.poison is None:
+            return replies
+        poisoned = self.poison(number, replies)
+        for before, after in zip(replies, poisoned, strict=True):
+            if before is not after:
+                self._edge.signed.pop(after.metadata.src_node_id, None)
+        return poisoned
 
     def _send(self, number: int, base: StoredArrays, nodes: list[int]) -> None:
         if self.vault.party is not None:

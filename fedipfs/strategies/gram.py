@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn's
+from threadpoolctl import threadpool_limits
 
 from fedipfs.exchange import StoredArrays, check_finite, specs_of
 from fedipfs.strategies.delta import difference, float_specs

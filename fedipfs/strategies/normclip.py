@@ -34,6 +34,7 @@ class NormClip(Strategy):
         self.strategy = strategy
         self.clip_update_norm = positive("clip_update_norm", clip_update_norm)
         self._clipped: dict[int, float] = {}
+        self._shortened: dict[int, tuple[Message, Message]] = {}  # node -> reply, as it is clipped
 
     def __getattr__(self, name: str) -> Any:
         if name == "strategy":  # not made yet, as while it is copied
@@ -50,12 +51,17 @@ class NormClip(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        self._clipped, self._shortened = {}, {}
         return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def follow_up(self, server_round: int, reply: Message, grid: Grid) -> Iterable[Message]:
+        """What the strategy asks of others about the clipped update, if it asks anything."""
+        follow = getattr(self.strategy, "follow_up", None)
+        return () if follow is None else follow(server_round, self._clip(reply), grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        self._clipped = {}
         clipped = [reply if reply.has_error() else self._clip(reply) for reply in replies]
         return self.strategy.aggregate_train(server_round, clipped)
 
@@ -75,20 +81,26 @@ class NormClip(Strategy):
     def _clip(self, reply: Message) -> Message:
         """A message like `reply`, which stays as it was, with a shorter update if need be.
 
+        The same one for the same reply: what others evaluate is what is combined.
+
         An update whose norm cannot be taken becomes an error that says why: it might be read
         unclipped otherwise, by whoever has better luck with it.
         """
+        node = reply.metadata.src_node_id
+        if node in self._shortened and self._shortened[node][0] is reply:
+            return self._shortened[node][1]
         extra = getattr(self.strategy, "extra_arrays", ())
         content = RecordDict()
         try:
             for key, record in reply.content.items():
                 if isinstance(record, ArrayRecord) and key not in extra:
-                    record = self._clip_record(reply.metadata.src_node_id, record)
+                    record = self._clip_record(node, record)
                 content[key] = record
         except (BadUpdate, StoreError, FormatError) as error:
             return error_instead(reply, Error(CLIENT_APP_RAISED_EXCEPTION, one_line(error)))
         clipped = copy.copy(reply)
         clipped.content = content
+        self._shortened[node] = reply, clipped
         return clipped
 
     def _clip_record(self, node: int, record: ArrayRecord) -> ArrayRecord:

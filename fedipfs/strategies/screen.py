@@ -65,14 +65,14 @@ def parts(reply: Message) -> tuple[dict[str, ArrayRecord], list[MetricRecord]]:
 def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str) -> None:
     """RunFailed, with the reasons, if fewer than `min_successes` replies of round `name` serve.
 
-    Diverged if most of the others are not finite.
+    Diverged if more are not finite than serve.
     """
     if good >= min_successes:
         return
     shown = "; ".join(f"{node}: {reason}" for node, reason in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     infinite = sum(NOT_FINITE in reason for reason in reasons.values())
-    raise (Diverged if 2 * infinite > len(reasons) else RunFailed)(
+    raise (Diverged if infinite > good else RunFailed)(
         f"{name}: {good} usable updates, min_successes is {min_successes} ({shown}{more}); "
         "mend the clients or lower clients.min_successes"
     )

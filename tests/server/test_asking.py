@@ -135,3 +135,28 @@ def test_final_and_best_models_are_both_exported(tmp_path):
     for name, key in (("model", "final_model_cid"), ("best", "best_model_cid")):
         stored = b"".join(Weights(store, CID.parse(summary[key])).file())
         assert (tmp_path / "run" / f"{name}.safetensors").read_bytes() == stored
+
+
+@pytest.mark.parametrize("strategy", ["best_model", "ensemble", "fedbuff", "scaffold", "fedadam"])
+def test_clipped_updates_go_through_whole_runs(tmp_path, strategy):
+    words = (*QUICK, f"strategy={strategy}", "clients.clock=simulated", "run_id=run")
+    play(tmp_path, *words, "+strategy.clip_update_norm=0.2")
+    for line in lines(tmp_path / "run"):
+        clipped = line["aggregation"]["clip_update_norm"]
+        assert clipped["clipped"] and {each["client"] for each in clipped["updates"]}
+        assert not line["clients"]["failed"]
+        for each in line["aggregation"].get("ranking", []):
+            assert each["score"] is not None
+
+
+def test_attackers_are_judged_by_what_they_send(tmp_path):
+    """Evaluators are given the poisoned update, so it loses."""
+    words = (*QUICK, "clients.total=8", "attack=gaussian", "attack.fraction=0.4", "run_id=run")
+    summary = play(tmp_path, *words, "strategy=best_model", "train.epochs=2")
+    from fedipfs.server.attack import malicious
+
+    bad = {f"client-{part}" for part in malicious({"name": "x", "fraction": 0.4, "seed": 1}, 8)}
+    for line in lines(tmp_path / "run"):
+        ranking = [each["client"] for each in line["aggregation"]["ranking"]]
+        assert set(ranking[-3:]) == bad
+    assert summary["metrics"]["accuracy"] > 0.5

@@ -324,9 +324,10 @@ def test_zstd_stays_away_where_it_does_not_help(shared):
 # ---- pieces
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.feedback], ids=str)
+@pytest.mark.parametrize("dtype", ["f8", "f4", "bfloat16"])
 def test_pieces_of_large_tensors_in_any_order_by_several_threads(shared, spec, dtype):
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     rng = np.random.default_rng(0)
     elements = 3 * unixfs.CHUNK // dtype.itemsize + 77  # four pieces
     before = {"w": np.zeros(elements, dtype), "steps": np.zeros(300_000, "i8")}
