@@ -4,8 +4,9 @@
 in every round, plain SGD at one rate. The alternative is FedAvg. It is the short form of Flower's
 niid_bench, which has 50 rounds of 10 epochs and another CNN: FedAvg 98.89 %, FedProx 99.02,
 SCAFFOLD 99.07. Given are the mean and the spread over the seeds, which change the partition, too.
-A round has the same steps for all; SCAFFOLD's messages carry twice the bytes. Without MNIST's
-files (FEDIPFS_DATA) it is the stand-in digits. About a minute for a strategy and a seed.
+A round has the same steps for all; SCAFFOLD's messages carry twice the bytes, and its clients
+store their control variates. Without MNIST's files (FEDIPFS_DATA) it is the stand-in digits.
+About a minute for a strategy and a seed.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ class StoreStrategy(FlowerFedAvg):
     @property
     def model(self) -> StoredArrays:
         """The model of the round under way."""
-        assert self._model is not None
+        if self._model is None:
+            raise EdgeError(f"{type(self).__name__} needs its first model in the store")
         return self._model
 
     @property
@@ -75,9 +76,8 @@ class StoreStrategy(FlowerFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        if not isinstance(arrays, StoredArrays):
-            raise EdgeError(f"{type(self).__name__} reads from the store: run it on a CidGrid")
-        self._model = arrays
+        # A Flower app's first model is in the store once it was sent: updates know it as theirs.
+        self._model = arrays if isinstance(arrays, StoredArrays) else None
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -104,8 +104,10 @@ class StoreStrategy(FlowerFedAvg):
         for reply in replies:
             try:
                 update = self._update(reply)
+                if self._model is None:
+                    self._model = update.arrays.base
                 for arrays in (update.arrays, *update.others.values()):
-                    check_update(arrays, specs_of(arrays.base or self.model), read=read)
+                    check_update(arrays, specs_of(self.model if arrays.base is None else arrays.base), read=read)
             except BadUpdate as error:
                 self._excluded[reply.metadata.src_node_id] = str(error)
             else:

@@ -31,8 +31,8 @@ class Scaffold(StoreStrategy):
     `server_learning_rate` is eta_g. Buffers (BatchNorm) have no control variate: they are
     averaged. c is an array record of its own beside the model, `control`, of the trained
     parameters; a client answers c + c_i+ - c_i in it. What a client was last heard to say,
-    `taken`, tells it which of its control variates counts. The model's update costs a client
-    twice the bytes of FedAvg's, in both directions.
+    `taken`, tells it which of its control variates counts. Each direction carries twice FedAvg's
+    bytes, and a client's own c_i is stored beside.
 
     Local training must be SGD without momentum; weight decay and clipped gradients are right,
     the decay being part of the objective and c_i a mean of clipped gradients.
