@@ -39,6 +39,7 @@ class Bench:
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
         """Everything that the checked `config` names; UserError for what the user can mend."""
         config = _with_evaluation(config)
+        _refuse_mismatch(config)
         clients, options, target = config["clients"], config["data"], config["task"]["target"]
         # The configuration is the coordinator's own here, so what it names may be loaded.
         task = tasks.load(
@@ -123,6 +124,23 @@ def _with_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
             "clients that evaluate need examples to evaluate on; set data.validation=0.1"
         )
     return {**config, "evaluate": evaluate, "data": dict(config["data"])}
+
+
+def _refuse_mismatch(config: Mapping[str, Any]) -> None:
+    """ConfigError for what is made for answers that are models, where they are gradients."""
+    name = config["strategy"]["name"]
+    if name != "fedsgd":
+        return
+    if (codec := config["compression"]["name"]) != "none":
+        raise ConfigError(
+            f"compression={codec} takes updates for changes of the model, and strategy={name} is "
+            "answered with gradients; leave it at none"
+        )
+    if (attack := config["attack"]["name"]) not in ("none", "nan", "label_flip"):
+        raise ConfigError(
+            f"attack={attack} is made of models, and strategy={name} is answered with gradients; "
+            "choose nan or label_flip"
+        )
 
 
 def _split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Examples | None]:

@@ -107,7 +107,11 @@ class StoreStrategy(FlowerFedAvg):
                 if self._model is None:
                     self._model = update.arrays.base
                 for arrays in (update.arrays, *update.others.values()):
-                    check_update(arrays, specs_of(self.model if arrays.base is None else arrays.base), read=read)
+                    check_update(
+                        arrays,
+                        specs_of(self.model if arrays.base is None else arrays.base),
+                        read=read,
+                    )
             except BadUpdate as error:
                 self._excluded[reply.metadata.src_node_id] = str(error)
             else:
@@ -128,9 +132,7 @@ class StoreStrategy(FlowerFedAvg):
             others[key] = _stored(arrays.pop(key))
         (model,) = arrays.values()
         examples = float(metrics[self.weighted_by_key])  # type: ignore[arg-type]
-        return ClientUpdate(
-            reply.metadata.src_node_id, _stored(model), examples, metrics, others
-        )
+        return ClientUpdate(reply.metadata.src_node_id, _stored(model), examples, metrics, others)
 
 
 def _stored(arrays: ArrayRecord) -> StoredArrays:

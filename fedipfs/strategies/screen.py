@@ -34,23 +34,25 @@ def screen(
             reasons[reply.metadata.src_node_id] = reason
         else:
             answered.append(reply)
-    forms = {reply.metadata.src_node_id: _form(reply) for reply in answered}
-    usual = Counter(forms.values()).most_common(1)[0][0] if forms else ()
-    good = []
+    sound = []
     for reply in answered:
-        node = reply.metadata.src_node_id
         try:
             metrics = _metrics(reply, arrays)
             check_examples(metrics.get(weighted_by_key))
             if loss_key is not None:
                 _check_loss(metrics.get(loss_key), loss_key)
-            if forms[node] != usual:
-                raise BadUpdate(f"its records are {list(forms[node])}, the others' {list(usual)}")
         except BadUpdate as error:
-            reasons[node] = one_line(error)
+            reasons[reply.metadata.src_node_id] = one_line(error)
         else:
-            good.append(reply)
-    return good, reasons
+            sound.append((reply, _form(reply)))
+    # What is unsound anyway has no say in what is usual.
+    usual = Counter(form for _, form in sound).most_common(1)[0][0] if sound else ()
+    for reply, form in sound:
+        if form != usual:
+            reasons[reply.metadata.src_node_id] = one_line(
+                f"its records are {list(form)}, the others' {list(usual)}"
+            )
+    return [reply for reply, form in sound if form == usual], reasons
 
 
 def parts(reply: Message) -> tuple[dict[str, ArrayRecord], list[MetricRecord]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import QUICK, lines, play
 
-from fedipfs.errors import Diverged, RunError
+from fedipfs.errors import ConfigError, Diverged, RunError
 from fedipfs.server.engine.clock import durations
 from fedipfs.weights import Weights
 
@@ -147,6 +147,38 @@ def test_clipped_updates_go_through_whole_runs(tmp_path, strategy):
         assert not line["clients"]["failed"]
         for each in line["aggregation"].get("ranking", []):
             assert each["score"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["strategy=fedsgd", "compression=int8"], "compression=int8 takes updates for changes"),
+        (["strategy=fedsgd", "attack=alie"], "attack=alie is made of models"),
+        (["strategy=best_model", "strategy.selector=server"], r"data\.held_out"),
+        (["strategy=best_model", "data.validation=0"], r"data\.validation"),
+        (["strategy=fedper"], r"strategy\.personal"),
+        (["strategy=fedper", "strategy.personal=['nothing.*']"], "match"),
+        (["strategy=fedper", "strategy.personal=['3.*']", "evaluate.server=true"], "whole only at"),
+        (["strategy=fedbn"], "BatchNorm"),
+        (["strategy=scaffold", "+train.optimizer.momentum=0.9"], "momentum"),
+        (["strategy=krum", "strategy.num_malicious_nodes=3"], "clients a round"),
+        (["strategy=ensemble", "strategy.distill={steps: 5}"], r"held_out"),
+        (["data.held_out=0.001"], "leaves nothing on one side"),
+        (["compression=topk", "compression.fraction=1.5"], "fraction"),
+        (["compression=topk", "+compression.down=true"], "down"),
+        (["clients.per_round=1.5"], "neither a whole number nor a share"),
+        (["clients.per_round=3", "clients.extra=9"], r"clients\.extra=9 asks for more clients"),
+        (["clients.requires={gpu_min: many}"], "should be a number"),
+        (["stop.patience=0"], r"stop\.patience=0"),
+        (["stop.divergence=0.5"], r"stop\.divergence=0\.5"),
+        (["task.direction=up"], r"task\.direction=up is not one of max, min"),
+        (["attack=gaussian", "attack.fraction=2"], r"attack\.fraction=2"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_is_written(tmp_path, words, says):
+    with pytest.raises(ConfigError, match=says):
+        play(tmp_path, *QUICK, *words, "run_id=run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_attackers_are_judged_by_what_they_send(tmp_path):
