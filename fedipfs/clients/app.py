@@ -35,6 +35,7 @@ from fedipfs.clients.control import Control
 from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
+from fedipfs.errors import ConfigError
 from fedipfs.exchange import (
     cid_mod,
     default_vault,
@@ -137,12 +138,17 @@ class Site(NamedTuple):
         """The task, and its module with the weights that came with `message`."""
         given = _ask(message).get("task-options")
         target, own = self.config["task"]["target"], self.config["task"]["options"]
-        options = json.loads(str(given)) if given else own
-        task, model = _task(target, json.dumps(options, sort_keys=True), self.allowed)
+        options = json.dumps(json.loads(str(given)) if given else own, sort_keys=True)
+        task = _task(target, options, self.allowed)
         if (ensemble := _ask(message).get("ensemble")) is not None:
+            if _patterns(_ask(message)):
+                raise ConfigError("an ensemble has no personal layers; ask for one or the other")
             return task, _ensemble(str(ensemble), target, self.allowed)
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
+        if given:
+            _check_shapes(task, arrays)
+        model = _module(target, options, self.allowed)
         model.load_state_dict(_state_dict(arrays))
         return task, model
 
@@ -220,7 +226,7 @@ def _open_site(config_cid: str, partitions: int, root: str, own_tasks: str) -> S
     config = default_vault("participant").get_record(CID.parse(config_cid))
     allowed = (*tasks.ALLOWED, *filter(None, own_tasks.split(",")))
     options = json.dumps(config["task"]["options"], sort_keys=True)
-    task, _ = _task(config["task"]["target"], options, allowed)
+    task = _task(config["task"]["target"], options, allowed)
     dataset = task.data(root=root or None, fallback=config["data"]["fallback"])
     split = config["data"]
     parts = data.partition(
@@ -241,7 +247,23 @@ def _ensemble(cid: str, target: str, allowed: tuple[str, ...]) -> torch.nn.Modul
 
 
 @lru_cache(maxsize=8)
-def _task(target: str, options: str, allowed: tuple[str, ...]) -> tuple[tasks.Task, Any]:
-    """A task and one module of it, loaded anew for every message; `options` as JSON."""
-    task = tasks.load(target, json.loads(options), allowed=allowed)
-    return task, task.model()
+def _task(target: str, options: str, allowed: tuple[str, ...]) -> tasks.Task:
+    """A task with `options`, given as JSON."""
+    return tasks.load(target, json.loads(options), allowed=allowed)
+
+
+@lru_cache(maxsize=8)
+def _module(target: str, options: str, allowed: tuple[str, ...]) -> torch.nn.Module:
+    """One module of a task, loaded anew for every message."""
+    return _task(target, options, allowed).model()
+
+
+def _check_shapes(task: tasks.Task, arrays: ArrayRecord) -> None:
+    """ConfigError unless `arrays` are those of the task's model, which is not given memory here.
+
+    Its options are the coordinator's: they must not ask for more than the model that came.
+    """
+    with torch.device("meta"):
+        wanted = {name: tuple(each.shape) for name, each in task.model().state_dict().items()}
+    if wanted != {name: tuple(array.shape) for name, array in arrays.items()}:
+        raise ConfigError("the model that came is not one of a task with these task-options")

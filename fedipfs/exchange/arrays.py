@@ -86,11 +86,12 @@ class StoredArrays(ArrayRecord):
     ) -> StoredArrays:
         """The record stored under `cid`; see Vault.leaves for `sender`.
 
-        Raises what reading a block does, EnvelopeError, WeightsError, and, for a compressed model,
-        BadPayload or, if it is an update, WrongBase.
+        Where it is sealed its vault seals what is made of it, too (Vault.sealing_as). Raises what
+        reading a block does, EnvelopeError, WeightsError, and, for a compressed model, BadPayload
+        or, if it is an update, WrongBase.
         """
         vault = vault_of(where)
-        weights: Tensors = _opened(vault, cid, sender)
+        weights, vault = _opened(vault, cid, sender)
         if order is None:
             return cls(vault, weights, sender=sender, cid=cid)
         names = vault.get_record(order)
@@ -151,7 +152,8 @@ class StoredArrays(ArrayRecord):
         if self.cid is None or not isinstance(self.weights, Weights):
             return False
         sealed = {self.vault.seal, vault.seal} != {"none"}
-        return not sealed or (self.vault is vault and self.__dict__["sender"] is None)
+        enough = self.vault in (vault, vault.sealing_all())
+        return not sealed or (enough and self.__dict__["sender"] is None)
 
     def __setitem__(self, key: str, value: Array) -> None:
         self.__dict__["cid"] = None
@@ -173,9 +175,9 @@ class StoredArrays(ArrayRecord):
 
 
 @lru_cache(maxsize=4)  # the clients of a worker all open the same model
-def _opened(vault: Vault, cid: CID, sender: PublicIdentity | None) -> Tensors:
+def _opened(vault: Vault, cid: CID, sender: PublicIdentity | None) -> tuple[Tensors, Vault]:
     weights = vault.weights(cid, sender=sender)
-    return decode(weights) if is_payload(weights) else weights
+    return decode(weights) if is_payload(weights) else weights, vault.sealing_as(weights)
 
 
 def store_arrays(
@@ -230,11 +232,20 @@ def stored_cid(record: ArrayRecord) -> CID:
 
 
 def to_dtype(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """`values` in the dtype of `spec`: floats to integers rounded, to booleans by majority."""
+    """`values` in the dtype of `spec`: floats to booleans by majority, to integers rounded.
+
+    What is beyond an integer's range becomes the end of it, and not some other number.
+    """
     if values.dtype.kind == "f" and spec.dtype == "BOOL":
         return values >= 0.5
     if values.dtype.kind == "f" and spec.numpy_dtype.kind in "iu":
-        values = np.rint(values)
+        ends = np.iinfo(spec.numpy_dtype)
+        with np.errstate(invalid="ignore"):
+            found = np.rint(values).astype(spec.numpy_dtype)
+        # In float64 the largest 64-bit integers round up, to what is just too large.
+        for end, beyond in ((ends.min, np.less_equal), (ends.max, np.greater_equal)):
+            found = np.where(beyond(values, np.float64(end)), spec.numpy_dtype.type(end), found)
+        return found
     return values.astype(spec.numpy_dtype, copy=False)
 
 

@@ -84,7 +84,7 @@ def put_ensemble(where: _Where, members: Sequence[CID], recipe: Recipe) -> CID:
     if len(members) != len(recipe.options):
         raise WeightsError(f"{len(members)} members, options for {len(recipe.options)}")
     if vault.seal != "none":
-        details = vault.put_record(details)
+        details = vault.sealing_all().put_record(details)
     return dag.put_record(
         vault.store, {"type": ENSEMBLE, "members": list(members), "details": details}
     )
@@ -158,6 +158,7 @@ class Members(Tensors):
     def __init__(self, members: Sequence[Tensors], recipe: Recipe) -> None:
         self.recipe = recipe
         self._weights = (np.array(recipe.weights) / math.fsum(recipe.weights)).astype(np.float32)
+        self._weights.flags.writeable = False
         self._at: dict[str, tuple[Tensors, str]] = {}
         self.specs = {_WEIGHTS: TensorSpec(_WEIGHTS, "F32", (len(members),))}
         for index, member in enumerate(members):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,9 @@ class CidGrid(Grid):
 
     With `compression`, clients that train are told to answer in that form, and their updates are
     decoded as they are read; another form is refused. With `compress_models` the models that go
-    out have it, too, and updates are relative to what of them arrives.
+    out have it, too, and updates are relative to what of them arrives. Array records under the
+    keys `exact` (a strategy's `extra_arrays`) travel as they are in both directions: error
+    feedback makes up for what models lose, but not for what, say, control variates lose.
 
     With keys, messages are signed for the run and round in `stamp`; while that is None, for
     Flower's run id with a nonce of this grid's and the "server-round" that Flower's strategies put
@@ -70,6 +72,7 @@ class CidGrid(Grid):
         name_of: Callable[[int], str] | None = None,
         compression: Spec | None = None,
         compress_models: bool = False,
+        exact: Collection[str] = (),
     ) -> None:
         self._grid = grid
         self._exchange = Exchange(
@@ -77,7 +80,7 @@ class CidGrid(Grid):
         )
         self._read_updates = read_updates
         self._name_of = name_of
-        self._compression = compression
+        self._compression, self._exact = compression, frozenset(exact)
         if compress_models and compression is None:
             raise ConfigError("compress_models=True says nothing without a compression")
         self._down = compression.for_models() if compression and compress_models else None
@@ -85,7 +88,7 @@ class CidGrid(Grid):
         self.stamp: Stamp | None = None
         self._nonce = secrets.token_hex(8)  # run ids are the SuperLink's, which could use one twice
         self._announced: list[str] = []
-        self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> what it signed last, and how
+        self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> its last update as signed, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
 
@@ -211,7 +214,10 @@ class CidGrid(Grid):
                         known[id(record)] = (record, self._store(key, record))
                     content[key] = stored[key] = known[id(record)][1]
             message.content = self._exchange.swap_out(
-                content, self._stamp(message), put=put_stored, compression=self._asked(message)
+                content,
+                self._stamp(message),
+                put=put_stored,
+                compression=self._asked(message, stored),
             )
             slim.append(message)
             sent.append(stored)
@@ -232,17 +238,19 @@ class CidGrid(Grid):
         if model is None or model.keys() != record.keys():
             model = self._model[key] = specs_of(record)
         stored = store_arrays(self._exchange.vault, record, model)
-        if self._down is None:
+        if self._down is None or key in self._exact:
             return stored
         last = self._last_down.get(key)
         if last is None or last[0].cid != stored.cid:  # sealed again it would have another CID
             last = self._last_down[key] = (stored, compress_model(stored, self._down))
         return last[1]
 
-    def _asked(self, message: Message) -> Spec | None:
-        """The form in which a message's answer is to come."""
+    def _asked(self, message: Message, sent: Iterable[str]) -> dict[str, Spec]:
+        """The form in which answers to the array records `sent` with a message are to come."""
         training = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        return self._compression if training else None
+        if self._compression is None or not training:
+            return {}
+        return {key: self._compression for key in sent if key not in self._exact}
 
     def _open(self, reply: Message, message: Message, sent: dict[str, StoredArrays]) -> Message:
         if reply.has_error():
@@ -257,7 +265,8 @@ class CidGrid(Grid):
                 expected=stamp_of(message.content),
                 name=name,
             )
-            if self._exchange.vault.party is not None:
+            trained = message.metadata.message_type.startswith("train")
+            if self._exchange.vault.party is not None and trained:
                 self.signed[node] = (signed_bytes(content), signature_of(content))
         except _REFUSALS as error:
             kind = f"{type(error).__name__}: " if isinstance(error, SignatureRefused) else ""
@@ -288,7 +297,7 @@ class CidGrid(Grid):
             sender,
             read=self._read_updates,
             asked=_round_of(message.content),
-            compression=self._asked(message) if key in sent else None,
+            compression=self._asked(message, sent).get(key),
         )
 
 

@@ -9,7 +9,7 @@ parties that have keys it also carries the signature (see signing.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -50,15 +50,15 @@ class Exchange:
         *,
         reader: str | None = None,
         put: Put = _put,
-        compression: Spec | None = None,
+        compression: Mapping[str, Spec] | None = None,
     ) -> RecordDict:
         """A fresh RecordDict in which references stand for the array records of `content`.
 
         What they refer to has been published when this returns. A vault with a party signs, for
         the run and round of `stamp`. What is sealed is for all of the other side, or for the
         organization `reader` alone. `put(vault, key, record)` stores an array record and gives
-        the CIDs of it and of its order. With `compression` the array records of the answer are
-        asked for in that form. Raises EdgeError if anything else is larger than 1 KiB.
+        the CIDs of it and of its order. `compression` says by key in which form array records of
+        the answer are asked for. Raises EdgeError if anything else is larger than 1 KiB.
         """
         vault = self.vault if reader is None else self.vault.only_for(reader)
         references: dict[str, str] = {}
@@ -67,8 +67,8 @@ class Exchange:
             if isinstance(record, ArrayRecord):
                 cid, order = put(vault, key, record)
                 references[f"cid:{key}"] = str(cid)
-                if compression is not None:
-                    references[f"{COMPRESS}:{key}"] = str(compression)
+                if compression and key in compression:
+                    references[f"{COMPRESS}:{key}"] = str(compression[key])
                 if order is not None:
                     references[f"order:{key}"] = str(order)
             elif key == KEY:

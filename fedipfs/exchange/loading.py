@@ -45,10 +45,15 @@ def load_model(
     outside fedipfs.tasks is refused unless `allowed` names its module or file (see
     fedipfs.tasks.load). An ensemble answers log-probabilities, see fedipfs.tasks.ensemble.
 
-    `max_bytes` bounds the files together; no tensor is read before all have the shapes that the
-    task gives them. Raises ConfigError for a task that is missing or refused, WeightsError for
-    what is no model, is too large or does not fit the task, CidError, EnvelopeError for what is
-    sealed to others, and StoreError.
+    `max_bytes` bounds the files together. Where the model can be made on torch's meta device, no
+    tensor is read, and no parameter takes memory, before all have the shapes that the task gives
+    them. An ensemble's options are its record's, a stranger's perhaps, and go to the class that
+    makes its members, the caller's own included: that must bear any JSON. If its members cannot be
+    made there, it is refused unless its options are those in `options`.
+
+    Raises ConfigError for a task that is missing or refused, WeightsError for what is no model, is
+    too large or does not fit the task, CidError, EnvelopeError for what is sealed to others, and
+    StoreError.
     """
     from fedipfs import tasks
 
@@ -65,6 +70,8 @@ def load_model(
             raise ConfigError(f"{cid} is a plain model: say which with task=")
         return tasks.load(target, given, allowed=permitted)
 
+    own = recipe is None or all(dict(each) == dict(options or {}) for each in recipe.options)
+
     def module() -> torch.nn.Module:
         from fedipfs.tasks.ensemble import Ensemble
 
@@ -73,11 +80,16 @@ def load_model(
         members = [made(recipe.task, given).model() for given in recipe.options]
         return Ensemble(members, recipe.weights, recipe.voting)
 
-    return _filled(module, tensors, cid)
+    return _filled(module, tensors, cid, own)
 
 
-def _filled(build: Callable[[], torch.nn.Module], tensors: Tensors, cid: CID) -> torch.nn.Module:
-    """A module of `build` with the values of `tensors`, if these have its structure."""
+def _filled(
+    build: Callable[[], torch.nn.Module], tensors: Tensors, cid: CID, own: bool
+) -> torch.nn.Module:
+    """A module of `build` with the values of `tensors`, if these have its structure.
+
+    Only if its options are the caller's `own` is it made without a try that takes no memory.
+    """
     import torch
 
     try:
@@ -85,7 +97,14 @@ def _filled(build: Callable[[], torch.nn.Module], tensors: Tensors, cid: CID) ->
             shape = build()
     except FedIPFSError:
         raise
-    except Exception:
+    except Exception as error:
+        if not own:
+            raise WeightsError(
+                one_line(
+                    f"{cid}: its model cannot be made on torch's meta device ({error}), and its "
+                    "options are not those in options="
+                )
+            ) from error
         shape = None  # a task that needs values while it makes its model
     if shape is not None:
         _check(shape, tensors, cid)

@@ -3,7 +3,8 @@
 Two kinds of content: what is shared with the other side (a coordinator's models, a participant's
 updates) and what is nobody else's (states, the details of a round). `seal` says which of them
 leave this process readable only by its recipients: "none", "updates" (what participants make, and
-everybody's own), or "all".
+everybody's own), or "all". A coordinator that hands on what one participant made, as it is, stores
+it through `sealing_all()`: sealed for all participants under "updates", too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Vault:
     What is shared is for all of the other side, or for the organization `only`.
     """
 
+    _sealing: Vault | None = None  # what `sealing_all` gave
+
     def __init__(
         self,
         store: Store,
@@ -79,6 +82,19 @@ class Vault:
     def only_for(self, organization: str) -> Vault:
         """The same, but what is shared is sealed to this organization of the other side alone."""
         return Vault(self.store, self.party, self.seal, organization)
+
+    def sealing_all(self) -> Vault:
+        """The same, but it seals models, too, unless nothing is sealed at all."""
+        if self.seal == "none" or self._seals_shared:
+            return self
+        if self._sealing is None:
+            self._sealing = Vault(self.store, self.party, self.seal, self._only)
+            self._sealing._seals_shared = True
+        return self._sealing
+
+    def sealing_as(self, file: Weights) -> Vault:
+        """The one for what comes of `file`: `sealing_all()` if that is sealed, else this one."""
+        return self.sealing_all() if isinstance(file.leaves, _Opened) else self
 
     def put_weights(
         self, specs: Iterable[TensorSpec], tensor: Callable[[str], Any], *, private: bool = False

@@ -8,7 +8,7 @@ only; "label_flip" happens at the simulated clients, in their own configuration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -19,7 +19,7 @@ from flwr.app import Error, Message, RecordDict
 from fedipfs.errors import BadUpdate, FormatError, StoreError, one_line
 from fedipfs.exchange import StoredArrays, check_update
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
-from fedipfs.strategies import parts
+from fedipfs.strategies import update_in
 from fedipfs.strategies.delta import Derived, scaled
 from fedipfs.weights import Tensors
 
@@ -51,6 +51,7 @@ class Adversary:
     attack: Mapping[str, Any]
     nodes: Set[int]
     read: bool
+    extra: Sequence[str] = ()  # keys of array records that are no models
 
     def __call__(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         """`replies` to training, those of malicious nodes with crafted updates, now stored.
@@ -62,7 +63,10 @@ class Adversary:
         if self.attack["name"] in ("none", "label_flip"):
             return replies
         updates = {
-            each.metadata.src_node_id: update for each in replies if (update := _update(each))
+            each.metadata.src_node_id: update
+            for each in replies
+            if isinstance(update := update_in(each, self.extra), StoredArrays)
+            if update.base is not None
         }
         honest = [each.weights for node, each in updates.items() if node not in self.nodes]
         attackers = len(updates) - len(honest)
@@ -138,13 +142,6 @@ def _hidden(honest: list[Tensors], name: str, start: int, z: float) -> np.ndarra
     mean = sum(piece.astype(np.float64) for piece in pieces) / len(pieces)
     square = sum((piece - mean) ** 2 for piece in pieces) / len(pieces)
     return mean - z * np.sqrt(square)
-
-
-def _update(reply: Message) -> StoredArrays | None:
-    """The model in a reply that the grid has opened; None if there is none."""
-    arrays = {} if reply.has_error() else parts(reply)[0]
-    update = arrays.get("arrays") or next(iter(arrays.values()), None)
-    return update if isinstance(update, StoredArrays) and update.base is not None else None
 
 
 def _stored(update: StoredArrays, crafted: Tensors) -> StoredArrays:

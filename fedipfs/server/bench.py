@@ -121,14 +121,19 @@ def _with_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if evaluate["federated"] and config["data"]["validation"] == 0:
         raise ConfigError(
-            "clients that evaluate need examples to evaluate on; set data.validation=0.1"
+            "evaluate.federated=true needs examples to evaluate on; set data.validation=0.1"
         )
     return {**config, "evaluate": evaluate, "data": dict(config["data"])}
 
 
 def _refuse_mismatch(config: Mapping[str, Any]) -> None:
-    """ConfigError for what is made for answers that are models, where they are gradients."""
+    """ConfigError for settings that the strategy has no use for, or that it would make wrong."""
     name = config["strategy"]["name"]
+    if name == "fedbuff" and config["clients"]["extra"]:
+        raise ConfigError(
+            "clients.extra asks more clients than a round needs, and strategy=fedbuff replaces "
+            "each that has answered; leave it at 0 and choose clients.per_round"
+        )
     if name != "fedsgd":
         return
     if (codec := config["compression"]["name"]) != "none":
@@ -176,7 +181,6 @@ def _initial_model(store: Store, task: tasks.Task, seed: int, init_from: str | N
 
 
 def _given_model(store: Store, init_from: str) -> StoredArrays:
-
     path = Path(init_from)
     cid = dag.add_file(store, path) if path.is_file() else _cid(init_from)
     return StoredArrays.open(store, cid)

@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 
 from fedipfs.ipld import CID
 
+SERVER, CLIENTS = "server", "median"  # the keys of a round's line that hold results
 
-def measured(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A round's results: on the server's test set, else what the clients measured."""
-    return line.get("server") or line.get("evaluate") or {}
+
+def source(config: Mapping[str, Any]) -> str:
+    """Whose results count in a run: the server's on its test set, else the median client's.
+
+    One or the other from beginning to end, as they are not comparable. Clients are only believed;
+    a median at least cannot be moved by fewer than half of them.
+    """
+    return SERVER if config["evaluate"]["server"] else CLIENTS
 
 
 class Scored(NamedTuple):
@@ -24,9 +30,10 @@ class Scored(NamedTuple):
 
 
 class Best:
-    """Follows `metric` from round to round; `direction` is "max" or "min"."""
+    """Follows `metric` from round to round; `direction` is "max" or "min", `source` see there."""
 
-    def __init__(self, metric: str, direction: str) -> None:
+    def __init__(self, metric: str, direction: str, source: str = SERVER) -> None:
+        self._source = source
         self.metric, self._sign = metric, 1.0 if direction == "max" else -1.0
         self.so_far: Scored | None = None
 
@@ -34,7 +41,7 @@ class Best:
         """A round's value of the metric, so that more is better; None if there is none."""
         if line.get("diverged"):
             return None
-        value = measured(line).get(self.metric)
+        value = (line.get(self._source) or {}).get(self.metric)
         if not isinstance(value, int | float) or not math.isfinite(value):
             return None
         return self._sign * value

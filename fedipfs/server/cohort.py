@@ -92,6 +92,9 @@ def ask(
                 follow_ups.append(reply)
                 continue
             pending.discard(number)
+            if enough is not None and good >= enough:
+                unneeded += 1  # it came with the last one that was needed
+                continue
             replies.append(reply)
             if reply.has_error():
                 continue
@@ -148,8 +151,8 @@ class Flights:
             left = max(0.0, min(flight.began for flight in self._flying.values()) + limit - now)
         came = self._edge.receive(self._flying, left)
         if not came and limit is not None:
-            end = self._now() - limit + 1e-9
-            late = [number for number, flight in self._flying.items() if flight.began <= end]
+            first = min(flight.began for flight in self._flying.values())
+            late = [number for number, flight in self._flying.items() if flight.began == first]
             came = self._edge.give_up(late, f"no answer within {limit:g} s")
         for reply in came:
             self._flying.pop(reply.metadata.reply_to_message_id, None)

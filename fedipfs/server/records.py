@@ -30,7 +30,13 @@ from fedipfs.trust.party import Party
 RUN, ROUND = "fedipfs/run/v1", "fedipfs/round/v1"
 _PACKAGES = ("fedipfs", "flwr", "torch", "numpy")
 _DETAILS = (  # of a round
-    *("updates", "failures", "metrics", "aggregation", "clients", "asking", "privacy"),
+    "updates",
+    "failures",
+    "metrics",
+    "aggregation",
+    "clients",
+    "asking",
+    "privacy",
 )
 _SIGNATURE = ("signature", "by")
 _FIRST = "first"  # what stands for the run in the signature of its first record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ from fedipfs.server.engine.clock import SimulatedGrid
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
 from fedipfs.server.selection import Selection
-from fedipfs.strategies import parts, require, save_state, screen
+from fedipfs.strategies import parts, require, save_state, screen, update_in
 from fedipfs.weights.compression import Spec
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Round:
     failures: dict[str, str]
     train: dict[str, Any]
     evaluate: dict[str, Any] | None
+    median: dict[str, float] | None  # of what the clients measured
     server: dict[str, float] | None
     aggregation: dict[str, Any]  # how the strategy combined the updates
     compression: dict[str, float] | None  # of the updates, where they are compressed
@@ -101,10 +103,12 @@ class Federation:
         self._edge = CidGrid(
             self.grid,
             self.vault,
-            read_updates=not self._screens,
+            # The first so many must not be those that send rubbish fastest.
+            read_updates=not self._screens or self.selection.extra > 0,
             name_of=self.grid.name_of,
             compression=self.compression,
             compress_models=self.compress_models,
+            exact=getattr(self.strategy, "extra_arrays", ()),
         )
         self._offers: dict[int, dict[str, Any]] = {}  # node -> what it announces
         self._asynchronous = bool(getattr(self.strategy, "asynchronous", False))
@@ -124,7 +128,7 @@ class Federation:
         self.on_phase("training")
         answers = (self._buffer if self._asynchronous else self._ask_cohort)(number)
         replies = answers.replies
-        updates_in = [update for reply in replies if (update := _update_in(reply)) is not None]
+        arrived = [update for reply in replies if (update := self._update_in(reply)) is not None]
         self.on_phase("aggregating")
         if answers.follow_ups:
             self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
@@ -141,7 +145,7 @@ class Federation:
             self._edge.announce(self.model)
         self.on_phase("evaluating")
         asked = [reply.metadata.src_node_id for reply in replies]
-        federated, absent = self._evaluate_clients(number, asked)
+        federated, median, absent = self._evaluate_clients(number, asked)
         server = self.evaluate(self.model, result) if self.evaluate and evaluate() else None
         for name, reason in absent.items():
             named.setdefault(name, f"evaluate: {reason}")
@@ -159,7 +163,12 @@ class Federation:
             result=result,
             updates=updates,
             failures=named,
-            metrics={"train": train, "evaluate": federated, "server": server},
+            metrics={
+                "train": train,
+                "evaluate": federated,
+                "median": median,
+                "server": server,
+            },
             aggregation=aggregation,
             strategy=strategy,
             clients=self.grid.states,
@@ -186,9 +195,10 @@ class Federation:
             failures=named,
             train=train,
             evaluate=federated,
+            median=median,
             server=server,
             aggregation=aggregation,
-            compression=_mean_cost(updates_in) if self.compression else None,
+            compression=_mean_cost(arrived) if self.compression else None,
             sgd_steps=sum(_steps(update) for update in updates),
         )
 
@@ -260,12 +270,14 @@ class Federation:
             free = at_once - len(self._flights)
             if idle and free > 0:
                 draw += 1
-                chosen = self.selection.choose(number, idle, free, draw)
-                self._send(number, self.model, chosen)
+                there = len(self._flights) + good
+                chosen = self.selection.choose(number, idle, free, draw=draw, there=there)
+                if chosen:
+                    self._send(number, self.model, chosen)
             if not self._flights:
                 break
             for reply in self._flights.land():
-                update = _update_in(reply)
+                update = self._update_in(reply)
                 asked = (update and update.asked) or number
                 if strategy.is_late(number, asked):
                     reply = error_instead(reply, _too_late(number - asked))
@@ -302,7 +314,7 @@ class Federation:
             self._edge.create_message(RecordDict({"config": config}), CAPABILITIES, node, "")
             for node in nodes
         ]
-        answers = ask(self._edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
+        answers = ask(self._edge, questions, now=self.grid.now)
         return {
             reply.metadata.src_node_id: dict(next(iter(reply.content.config_records.values()), {}))
             for reply in answers.replies
@@ -373,17 +385,20 @@ class Federation:
 
     def _evaluate_clients(
         self, number: int, cohort: list[int]
-    ) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """Metrics on what clients hold out, if any were asked, and who failed to say."""
+    ) -> tuple[dict[str, Any] | None, dict[str, float] | None, dict[str, str]]:
+        """Metrics on what clients hold out, if any were asked, and who failed to say.
+
+        First as the strategy aggregates them, then the median client's.
+        """
         messages = self._configured("evaluate", number, self.model, cohort)
         if not messages:
-            return None, {}
+            return None, None, {}
         answers = ask(self._edge, messages, now=self.grid.now, deadline_s=self.deadline_s)
         good, failures = self._screened(answers.replies, arrays=0)
         for node, reason in failures.items():
             log.warning("round %d: %s: evaluate: %s", number, self.grid.name_of(node), reason)
         metrics = self.strategy.aggregate_evaluate(number, good) if good else None
-        return dict(metrics or {}), self._names(failures)
+        return dict(metrics or {}), _medians(good), self._names(failures)
 
     def _adopt(self, arrays: ArrayRecord | None, number: int) -> StoredArrays:
         """The aggregated arrays, in the store and in the model's dtypes."""
@@ -403,10 +418,14 @@ class Federation:
             ) from error
         return stored
 
+    def _update_in(self, reply: Message) -> StoredArrays | None:
+        update = update_in(reply, getattr(self.strategy, "extra_arrays", ()))
+        return update if isinstance(update, StoredArrays) else None
+
     def _update(self, reply: Message) -> Update:
-        arrays, (metrics,) = parts(reply)
-        update = next(iter(arrays.values()))
-        assert isinstance(update, StoredArrays)
+        _, (metrics,) = parts(reply)
+        update = self._update_in(reply)
+        assert update is not None
         numbers: dict[str, Any] = dict(metrics)
         examples = numbers.pop(self._weight_key, 0)
         node = reply.metadata.src_node_id
@@ -431,11 +450,14 @@ def _steps(update: Update) -> int:
     return int(steps) if isinstance(steps, int | float) and 0 <= steps < 2**53 else 0
 
 
-def _update_in(reply: Message) -> StoredArrays | None:
-    """The update that a reply brought, if it brought one."""
-    arrays = {} if reply.has_error() else parts(reply)[0]
-    first = next(iter(arrays.values()), None)
-    return first if isinstance(first, StoredArrays) else None
+def _medians(replies: list[Message]) -> dict[str, float] | None:
+    """The median over clients of each number that they measured."""
+    values: dict[str, list[float]] = {}
+    for reply in replies:
+        for name, value in parts(reply)[1][0].items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append(float(value))
+    return {name: statistics.median(found) for name, found in values.items()} or None
 
 
 def _mean_cost(updates: list[StoredArrays]) -> dict[str, float] | None:

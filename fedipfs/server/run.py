@@ -25,7 +25,7 @@ from fedipfs.observe.summary import write_json
 from fedipfs.server import parties, records
 from fedipfs.server.attack import Adversary, malicious, node_config
 from fedipfs.server.bench import Bench
-from fedipfs.server.best import Best, measured
+from fedipfs.server.best import Best, source
 from fedipfs.server.engine.clock import SimulatedGrid, durations
 from fedipfs.server.engine.local import FIRST_NODE, RUN_ID, LocalGrid, Traffic, client_name
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
@@ -89,8 +89,9 @@ class _Session:
         self._commit_under_way: Future[None] | None = None
         self.settings = {**recorded(config), "dataset": bench.dataset.name}
         metric, direction = config["task"]["metric"], config["task"]["direction"]
-        self.best = Best(metric, direction)
-        self.stopping = Stopping(config["stop"], metric, direction)
+        judge = source(config)
+        self.best = Best(metric, direction, judge)
+        self.stopping = Stopping(config["stop"], metric, direction, judge)
         self.stopped: str | None = None  # why the run ended before its last round
         self.keeper = Keeper(
             self.store,
@@ -169,7 +170,9 @@ class _Session:
     def _conclude(self) -> dict[str, Any]:
         """Write the results of a run that was killed after its last round."""
         if self.stopping.diverged:
-            raise Diverged(self._back_to_best(self.stopping.diverged))
+            error = self._back_to_best(self.stopping.diverged)
+            self._write_results("failed", error)
+            raise Diverged(error)
         summary = self._write_results("finished", None)
         self.progress.finish(summary, self.folder.path, _store_option(self.config["store"]))
         return summary
@@ -283,8 +286,10 @@ class _Session:
         if attack["name"] == "none":
             return None
         nodes = {FIRST_NODE + partition for partition in malicious(attack, clients)}
-        screens = getattr(self.bench.strategy, "screens_replies", False)
-        return Adversary(attack, nodes, read=not screens)
+        strategy = self.bench.strategy
+        screens = getattr(strategy, "screens_replies", False)
+        extra = getattr(strategy, "extra_arrays", ())
+        return Adversary(attack, nodes, read=not screens, extra=extra)
 
     def _selection(self) -> Selection:
         clients = self.config["clients"]
@@ -293,6 +298,7 @@ class _Session:
             **{name: clients[name] for name in names},
             least=self.bench.min_successes,
             seed=self.config["seed"],
+            name_of=lambda node: client_name(node - FIRST_NODE),
         )
 
     def _out_of_time(self) -> str | None:
@@ -358,9 +364,8 @@ class _Session:
         asked = sum(line["clients"]["selected"] for line in lines) or 1
         best = self.best.so_far
         of_result = [line for line in lines if line["model_cid"] == str(self.result)]
-        results = next(
-            (dict(found) for line in reversed(of_result or lines) if (found := measured(line))), {}
-        )
+        found = (line["server"] or line["evaluate"] for line in reversed(of_result or lines))
+        results = next((dict(each) for each in found if each), {})
         return {
             "run_id": self.folder.run_id,
             "experiment": config["experiment"],
@@ -439,6 +444,7 @@ def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             "seconds": round(seconds, 4),
             "train": done.train,
             "evaluate": done.evaluate,
+            "median": done.median,
             "server": done.server,
             "clients": {
                 "selected": done.selected,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ class Selection:
         requires: Mapping[str, Any] | None = None,
         exclude_after: int | None = None,
         rest_rounds: int = 1,
+        name_of: Callable[[int], str] = "node {}".format,
     ) -> None:
-        self._per_round, self._extra, self._least, self._seed = per_round, extra, least, seed
+        self._per_round, self._least, self._seed = per_round, least, seed
+        self.extra, self._name_of = extra, name_of
         self._round_robin = select == "round_robin"
         self.requires = dict(requires or {})
         self._exclude_after, self._rest_rounds = exclude_after, rest_rounds
@@ -67,10 +69,15 @@ class Selection:
 
     def cohort(self, number: int, fit: Sequence[int]) -> list[int]:
         """The nodes of round `number`: as many as its size, and `extra` ones."""
-        return self.choose(number, fit, self.size(len(fit)) + self._extra)
+        return self.choose(number, fit, self.size(len(fit)) + self.extra)
 
-    def choose(self, number: int, nodes: Sequence[int], count: int, draw: int = 0) -> list[int]:
-        """At most `count` of `nodes`, in ascending order; `draw` tells draws of a round apart."""
+    def choose(
+        self, number: int, nodes: Sequence[int], count: int, *, draw: int = 0, there: int = 0
+    ) -> list[int]:
+        """At most `count` of `nodes`, in ascending order.
+
+        `draw` tells draws of a round apart, `there` is how many take part in it already.
+        """
         rng = np.random.default_rng([self._seed, number, draw])
         order = [nodes[index] for index in rng.permutation(len(nodes))]
         resting = [node for node in order if self._until.get(node, 0) >= number]
@@ -78,7 +85,7 @@ class Selection:
         awake = [node for node in order if self._until.get(node, 0) < number]
         if self._round_robin:
             awake.sort(key=lambda node: self._asked.get(node, 0))
-        needed = min(self._least, count) - len(awake)
+        needed = min(self._least - there, count) - len(awake)
         chosen = (awake + resting[: max(0, needed)])[:count]
         if self._round_robin:
             for node in chosen:
@@ -96,8 +103,9 @@ class Selection:
                 rest = min(self._rest_rounds << min(times - self._exclude_after, 20), _MOST_REST)
                 self._until[node] = number + rest
                 log.warning(
-                    "node %d has failed %d times in a row: it rests until round %d",
-                    *(node, times, number + rest),
+                    "%s has failed %d times in a row: it rests until round %d (its reasons are in "
+                    "the rounds' lines; clients.exclude_after=null asks it all the same)",
+                    *(self._name_of(node), times, number + rest),
                 )
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import yaml
 
 from fedipfs.errors import ConfigError
 
-# What differs between machines and does not change what is computed: not part of the record.
+# What differs between machines and does not change what is computed, and when a run ends: not part
+# of the record, and free to change on resume.
 _LOCAL = (
     "runs_dir",
     "run_id",
@@ -87,9 +88,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _stop(config["stop"])
     Spec.of(config["compression"])
     _attack(config["attack"], config["clients"]["total"])
-    _data(config["data"], config["evaluate"]["federated"])
+    _data(config["data"])
     _train(config["train"])
-    _engine(config["engine"], cohort_size(config["clients"]))
+    _engine(config["engine"], cohort_size(config["clients"]) + config["clients"]["extra"])
     return config
 
 
@@ -191,7 +192,7 @@ def _evaluate(evaluate: dict[str, Any]) -> None:
     _integer(evaluate, "batch_size", 1, "evaluate.")
 
 
-def _data(data: dict[str, Any], federated: bool | None) -> None:
+def _data(data: dict[str, Any]) -> None:
     _text(data, "root", "data.", optional=True)
     _choice(data, "partition", ("iid", "dirichlet", "shards", "pathological"), "data.")
     _choice(data, "fallback", ("digits", "error"), "data.")
@@ -200,10 +201,6 @@ def _data(data: dict[str, Any], federated: bool | None) -> None:
     _integer(data, "classes_per_client", 1, "data.")
     if data["validation"] is not None:
         _number(data, "validation", 0.0, 0.9, "data.")
-        if federated and not data["validation"]:
-            raise ConfigError(
-                "evaluate.federated=true needs examples to evaluate on; set data.validation=0.1"
-            )
     _number(data, "held_out", 0.0, 0.9, "data.")
 
 

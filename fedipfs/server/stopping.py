@@ -6,21 +6,26 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedipfs.server.best import Best, measured
+from fedipfs.server.best import SERVER, Best
+
+_LEAST_LOSS = 0.1  # a run that begins with a good model may get a little worse
 
 
 class Stopping:
-    """Watches the rounds; `options` is the section `stop` of the configuration.
+    """Watches the rounds; `options` is the section `stop` of the configuration, `source` whose
+    results count (server/best.py).
 
     `wall_s`: no round begins later than that many seconds after the start; `target`: the metric is
     reached; `patience`: so many evaluations in a row without an improvement of more than
     `min_delta`; `divergence`: the loss is not finite, or over so many times the first one measured.
     """
 
-    def __init__(self, options: Mapping[str, Any], metric: str, direction: str) -> None:
-        self._options, self._metric = options, metric
+    def __init__(
+        self, options: Mapping[str, Any], metric: str, direction: str, source: str = SERVER
+    ) -> None:
+        self._options, self._metric, self._source = options, metric, source
         self._sign = 1.0 if direction == "max" else -1.0
-        self._judge = Best(metric, direction)
+        self._judge = Best(metric, direction, source)
         self._top: float | None = None
         self._since = 0  # evaluations without improvement
         self._first_loss: float | None = None
@@ -54,14 +59,14 @@ class Stopping:
 
     def _divergence(self, line: Mapping[str, Any]) -> str | None:
         factor = self._options["divergence"]
-        results = measured(line)
+        results = line.get(self._source) or {}
         if factor is None or "loss" not in results:
             return None
         loss = results["loss"]
         if loss is None or not math.isfinite(loss):
             return f"the loss of round {line['round']} is not finite"
         if self._first_loss is None:
-            self._first_loss = max(float(loss), 1e-3)
+            self._first_loss = max(float(loss), _LEAST_LOSS)
         elif loss > factor * self._first_loss:
             return (
                 f"the loss of round {line['round']} is {loss:.4g}, over {factor:g} times "

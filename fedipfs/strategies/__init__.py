@@ -4,7 +4,7 @@ from fedipfs.strategies.base import ClientUpdate, StoreStrategy
 from fedipfs.strategies.build import STRATEGIES, Brief, build, required_successes
 from fedipfs.strategies.fedavg import Average, FedAvg, FedProx
 from fedipfs.strategies.mean import Mean
-from fedipfs.strategies.screen import parts, require, screen
+from fedipfs.strategies.screen import parts, require, screen, update_in
 from fedipfs.strategies.state import load_state, save_state
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "required_successes",
     "save_state",
     "screen",
+    "update_in",
 ]

@@ -34,15 +34,13 @@ class Bulyan(ByKrumScore):
 def nearest_to_median(values: np.ndarray, keep: int) -> np.ndarray:
     """The mean of the `keep` values of each row nearest to the row's median: (size, n) -> (size,).
 
-    In sorted order they stand side by side, so it is enough to try each window.
+    In sorted order they stand side by side. The window of them moves on from the smallest value
+    as long as the one that it would take in is nearer than the one that it would leave.
     """
     ordered = np.sort(values, axis=1)
-    middle = median_of_sorted(ordered)
-    windows = ordered.shape[1] - keep + 1
-    ends = np.maximum(
-        middle[:, None] - ordered[:, :windows], ordered[:, keep - 1 :] - middle[:, None]
-    )
-    first = np.argmin(ends, axis=1)
+    middle = median_of_sorted(ordered)[:, None]
+    left, entered = ordered[:, : ordered.shape[1] - keep], ordered[:, keep:]
+    first = (middle - left > entered - middle).sum(axis=1)
     window = np.take_along_axis(ordered, first[:, None] + np.arange(keep), axis=1)
     return window.mean(axis=1, dtype=np.float64)
 

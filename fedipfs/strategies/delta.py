@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
 from fedipfs.exchange import check_finite
-from fedipfs.strategies.stack import each_piece, is_float
-from fedipfs.weights import Tensors, TensorSpec
+from fedipfs.strategies.stack import each_piece
+from fedipfs.weights import Tensors, TensorSpec, is_float
 
 _FAR = 1e140  # float64: a difference beyond counts as this, so that sums of squares stay finite
 
@@ -17,13 +17,14 @@ _FAR = 1e140  # float64: a difference beyond counts as this, so that sums of squ
 def float_specs(tensors: Tensors) -> list[TensorSpec]:
     """Specs of the floating-point tensors, in canonical order.
 
-    Only these have a direction and a length; counters, such as those of batch normalisation,
-    would drown the weights in a norm.
+    Only these have a direction and a length; integers, such as the counters of batch
+    normalisation, would drown the weights in a norm. Its running means and variances are floats,
+    and count as weights do.
     """
     return [tensors.specs[name] for name in tensors.names if is_float(tensors.specs[name])]
 
 
-def difference(update: np.ndarray, base: np.ndarray) -> np.ndarray:
+def change(update: np.ndarray, base: np.ndarray) -> np.ndarray:
     """`update - base` in float64."""
     if update.dtype != np.float64:
         return np.subtract(update, base, dtype=np.float64)
@@ -39,7 +40,22 @@ def delta(update: Tensors, base: Tensors, name: str, start: int) -> np.ndarray:
     """
     piece = update.piece(name, start)
     check_finite(piece, name)
-    return difference(piece, base.piece(name, start))
+    return change(piece, base.piece(name, start))
+
+
+def moved(model: Tensors, trained: Collection[str] | None) -> tuple[list[str], list[str]]:
+    """Names of the tensors that a step beyond the updates may change, and of the others.
+
+    The first are those `trained`, or, where that is not known, all of floating point. The others
+    are buffers, and what is averaged of them only: a variance is not to become negative.
+    """
+    if trained is None:
+        trained = [spec.name for spec in float_specs(model)]
+    chosen = set(trained)
+    return (
+        [name for name in model.names if name in chosen],
+        [name for name in model.names if name not in chosen],
+    )
 
 
 def norm(update: Tensors, base: Tensors) -> float:

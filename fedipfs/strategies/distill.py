@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedipfs.data import Examples
-from fedipfs.errors import ConfigError, RunFailed
+from fedipfs.errors import ConfigError, RunFailed, one_line
 from fedipfs.strategies.options import positive, whole
 from fedipfs.tasks import Task
 from fedipfs.tasks.evaluation import find_device
+from fedipfs.tasks.names import batch_norms
 
 Teacher = tuple[torch.nn.Module, Task, float]  # a member, what prepares its inputs, its weight
 _OPTIONS = ("steps", "batch_size", "lr", "temperature", "data")
@@ -30,7 +31,8 @@ class Distillation:
 
     The student minimises T^2 KL(softmax(z / T) || softmax(f(x) / T)), z = sum_k a_k f_k(x) being
     the mean of the members' logits and T `temperature` (1 in the paper), for `steps` batches of
-    `batch_size` inputs, with Adam from the rate `lr`, annealed to 0 by a cosine (section 4.1).
+    `batch_size` inputs, with Adam from the rate `lr`, annealed to 0 by a cosine (section 4.1). A
+    single input that is left over joins the batch before it.
     """
 
     inputs: NDArray[Any]  # (N, ...), as the task's data set has them
@@ -58,10 +60,16 @@ class Distillation:
                 "strategy.distill needs inputs (no labels): set data.held_out=0.2, or "
                 "strategy.distill.data to a .npy file of inputs"
             )
+        batch_size = whole("distill.batch_size", options.get("batch_size", 64), 1)
+        if min(batch_size, len(inputs)) == 1 and batch_norms(task.model()):
+            raise ConfigError(
+                f"strategy.distill.batch_size={batch_size} of {len(inputs)} inputs makes batches "
+                "of one, which BatchNorm cannot normalise; take 2 or more of both"
+            )
         return cls(
             inputs,
             whole("distill.steps", options.get("steps", 500), 1),
-            whole("distill.batch_size", options.get("batch_size", 64), 1),
+            batch_size,
             positive("distill.lr", options.get("lr", 1e-3)),
             positive("distill.temperature", options.get("temperature", 1.0)),
         )
@@ -95,6 +103,8 @@ class Distillation:
                 if not batches:
                     order = torch.randperm(len(inputs), generator=shuffle).to(place)
                     batches = list(order.split(self.batch_size))
+                    if len(batches[-1]) == 1 < min(self.batch_size, len(order)):
+                        batches[-2:] = [torch.cat(batches[-2:])]  # BatchNorm needs two
                 batch = batches.pop()
                 answer = torch.log_softmax(student(inputs[batch]) / self.temperature, dim=1)
                 wanted = torch.log_softmax(target[batch], dim=1)
@@ -131,7 +141,7 @@ def _inputs(path: str, task: Task) -> NDArray[Any]:
     try:
         inputs = np.load(Path(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         raise ConfigError(f"strategy.distill.data={path} cannot be read: {why}") from None
     if not isinstance(inputs, np.ndarray) or inputs.ndim < 1 or not len(inputs):
         raise ConfigError(f"strategy.distill.data={path} holds no inputs: save an array (N, ...)")
@@ -139,9 +149,9 @@ def _inputs(path: str, task: Task) -> NDArray[Any]:
         with torch.inference_mode():
             task.model().eval()(task.inputs(np.array(inputs[:1])))
     except Exception as error:  # whatever the task's code says
-        why = " ".join(str(error).split())
+        why = one_line(error, 200)
         raise ConfigError(
             f"strategy.distill.data={path} has inputs {inputs.shape[1:]} of {inputs.dtype}, "
-            f"which the task does not take: {why:.200}"
+            f"which the task does not take: {why}"
         ) from None
     return inputs

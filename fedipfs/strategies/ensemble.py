@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedipfs.errors import ConfigError
+from fedipfs.errors import ConfigError, one_line
 from fedipfs.exchange import (
     StoredArrays,
     check_update,
@@ -26,7 +26,7 @@ from fedipfs.ipld import CID
 from fedipfs.strategies.base import ClientUpdate
 from fedipfs.strategies.distill import Distillation, Teacher
 from fedipfs.strategies.mean import Mean
-from fedipfs.strategies.options import whole
+from fedipfs.strategies.options import one_of, within_round
 from fedipfs.strategies.selecting import SelectingStrategy
 from fedipfs.strategies.selector import SELECTORS, Score
 from fedipfs.tasks import Task
@@ -37,9 +37,10 @@ class EnsembleStrategy(SelectingStrategy):
     """p(c | x) = sum_{k in S} a_k p_k(c | x), the members S voting (see tasks.ensemble.Ensemble).
 
     start=own: member k trains on from its own model, w_k <- Train_k(w_k), and stays a member in
-    rounds in which it is not asked. start=common: all train on from the mean of the members,
-    w_k <- Train_k(w), w = sum_{k in S} a_k w_k, and the members are those of the round; with
-    weighting=examples and no `top_k`, w is FedAvg's.
+    rounds in which it is not asked; beyond 1,024 members (without `top_k`) those that were heard
+    longest ago leave, the lowest node ids first, and `notes` name them. start=common: all train on
+    from the mean of the members, w_k <- Train_k(w), w = sum_{k in S} a_k w_k, and the members are
+    those of the round; with weighting=examples and no `top_k`, w is FedAvg's.
 
     S: all members, or the `top_k` with the best score under `selector`; a member not asked this
     round keeps the score it had. a_k, before they are divided by their sum: 1 (weighting=uniform),
@@ -76,20 +77,15 @@ class EnsembleStrategy(SelectingStrategy):
         super().__init__(
             *args, selector=selector if selects else None, task=task, seed=seed, **kwargs
         )
-        _one_of("selector", selector, SELECTORS)
-        _one_of("start", start, ("own", "common"))
-        _one_of("voting", voting, VOTING)
-        _one_of("weighting", weighting, ("uniform", "examples", "score"))
+        one_of("selector", selector, SELECTORS)
+        one_of("start", start, ("own", "common"))
+        one_of("voting", voting, VOTING)
+        one_of("weighting", weighting, ("uniform", "examples", "score"))
         if task is None or not task_target:
             raise ConfigError("strategy=ensemble needs the task: give task= and task_target=")
         per_round = kwargs.get("per_round")
         if top_k is not None:
-            whole("top_k", top_k, 1)
-            if per_round is not None and top_k > per_round:
-                raise ConfigError(
-                    f"strategy.top_k={top_k} is more than clients.per_round={per_round}; "
-                    "lower the one or raise the other"
-                )
+            within_round("top_k", top_k, per_round)
         most = top_k or (clients if start == "own" else per_round) or 0
         if most > MAX_MEMBERS:
             raise ConfigError(
@@ -108,6 +104,7 @@ class EnsembleStrategy(SelectingStrategy):
         self.members: dict[int, StoredArrays] = {}
         self.examples: dict[str, float] = {}
         self.scores: dict[str, float] = {}
+        self.heard: dict[str, int] = {}  # the last round with an answer
         self.architecture: dict[str, int] = {}
 
     @property
@@ -171,19 +168,33 @@ class EnsembleStrategy(SelectingStrategy):
             check_update(update.arrays, specs_of(update.arrays.base or self.model), read=True)
         ranking = self._rank(updates)
         if self._start == "common":
-            self.members, self.examples, self.scores = {}, {}, {}
+            self.members, self.examples, self.scores, self.heard = {}, {}, {}, {}
         for update in updates:
             self.members[update.node] = self._readable(update.node, update.arrays)
             self.examples[str(update.node)] = update.examples
             self.scores.pop(str(update.node), None)
+            self.heard[str(update.node)] = server_round
         self.scores |= {str(each.node): each.value for each in ranking if each.value is not None}
+        dropped = self._drop()
         nodes = self._selected()
         weights = self._weights(nodes)
         chosen = {node: weight for node, weight in zip(nodes, weights, strict=True) if weight > 0}
         self._result = self._record(chosen)
         self._note(chosen, ranking)
+        if dropped:
+            self._notes["dropped"] = {"nodes": dropped}
         model = self._mean(chosen)
         return model if self._distillation is None else self._taught(model, chosen, server_round)
+
+    def _drop(self) -> list[int]:
+        """Let members go that are too many to vote; returns their node ids."""
+        spare = 0 if self._top_k is not None else max(0, len(self.members) - MAX_MEMBERS)
+        oldest = sorted(self.members, key=lambda node: (self.heard.get(str(node), 0), node))
+        for node in oldest[:spare]:
+            del self.members[node]
+            for kept in (self.examples, self.scores, self.heard):
+                kept.pop(str(node), None)
+        return sorted(oldest[:spare])
 
     def _selected(self) -> list[int]:
         """The members that vote, by node id: all, or those of the best scores."""
@@ -247,6 +258,8 @@ class EnsembleStrategy(SelectingStrategy):
         alike = [node for node in chosen if specs_of(self.members[node]) == specs]
         if not alike:
             return self.model
+        if len(alike) == 1:  # as it is, so as it is sealed
+            return self.members[alike[0]]
         mean = Mean(specs.values())
         for node in alike:
             mean.add(self.members[node].weights, chosen[node])
@@ -303,12 +316,7 @@ def _architectures(
             made.append(type(task)(**each))
             made[-1].model()
         except Exception as error:  # whatever the task's code says
-            why = " ".join(str(error).split())
+            why = one_line(error)
             raise ConfigError(f"strategy.architectures: {dict(each)} does not fit: {why}") from None
         options.append(dict(each))
     return options, made
-
-
-def _one_of(key: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"strategy.{key}={value} is unknown; choose {' or '.join(known)}")

@@ -8,7 +8,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedipfs.exchange import StoredArrays, check_finite, specs_of
-from fedipfs.strategies.delta import difference, float_specs
+from fedipfs.strategies.delta import change, float_specs
 from fedipfs.strategies.mean import Mean
 from fedipfs.strategies.stack import each_piece
 from fedipfs.weights import Tensors
@@ -32,7 +32,7 @@ def gram(updates: Sequence[Tensors], model: Tensors) -> np.ndarray:
         found = np.zeros((len(pieces), len(pieces)))
         for at in range(0, base.size, _BLOCK):
             place = slice(at, at + _BLOCK)
-            rows = np.stack([difference(piece[place], base[place]) for piece in pieces])
+            rows = np.stack([change(piece[place], base[place]) for piece in pieces])
             found += rows @ rows.T
         return found
 

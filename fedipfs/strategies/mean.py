@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from fedipfs.errors import Diverged
 from fedipfs.exchange import StoredArrays, check_finite, to_dtype
+from fedipfs.strategies.stack import each_piece
 from fedipfs.weights import Tensors, TensorSpec
-
-_INLINE = 1 << 20  # bytes: for a smaller model threads cost more than they bring
 
 
 class Mean:
@@ -29,7 +26,6 @@ class Mean:
             name: np.zeros(spec.elements, np.float64) for name, spec in self._specs.items()
         }
         self._totals = dict.fromkeys(self._specs, 0.0)
-        self._small = sum(spec.nbytes for spec in self._specs.values()) <= _INLINE
 
     def add(self, update: Tensors, weight: float, only: Collection[str] | None = None) -> None:
         """Add `weight` times an update that has the model's structure, or the tensors `only` of it.
@@ -39,29 +35,18 @@ class Mean:
         Raises BadUpdate for NaN or infinite values, and what reading a block raises; the sums are
         of no more use then.
         """
-        names = [name for name in self._specs if only is None or name in only]
-        pieces = [
-            (name, start) for name in names for start in update.piece_starts(self._specs[name])
-        ]
-        if self._small:
-            self._add_pieces(update, weight, pieces)
-        else:
-            # Hashing, adding and reading release the GIL, so threads help.
-            threads = min(4, os.cpu_count() or 1)
-            with ThreadPoolExecutor(threads) as pool:
-                jobs = [pieces[i::threads] for i in range(threads)]
-                list(pool.map(lambda job: self._add_pieces(update, weight, job), jobs))
-        for name in names:
-            self._totals[name] += weight
+        specs = [spec for name, spec in self._specs.items() if only is None or name in only]
 
-    def _add_pieces(
-        self, update: Tensors, weight: float, pieces: Iterable[tuple[str, int]]
-    ) -> None:
-        for name, start in pieces:
+        def add(name: str, start: int) -> None:
             piece = update.piece(name, start)
             check_finite(piece, name)
             sums = self._sums[name][start : start + piece.size]
             sums += np.multiply(piece, weight, dtype=np.float64)
+
+        for _ in each_piece(update, specs, add):
+            pass
+        for spec in specs:
+            self._totals[spec.name] += weight
 
     def store(self, like: StoredArrays) -> StoredArrays:
         """Put the mean into the store of `like`, with its tensor order; gives the sums up."""

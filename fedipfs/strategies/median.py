@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fedipfs.errors import ConfigError
 from fedipfs.exchange import StoredArrays
 from fedipfs.strategies.base import ClientUpdate, StoreStrategy
 from fedipfs.strategies.bulyan import median_of_sorted
+from fedipfs.strategies.options import below
 from fedipfs.strategies.stack import combine_columns
 
 
@@ -37,9 +37,7 @@ class FedTrimmedAvg(StoreStrategy):
 
     def __init__(self, *args: Any, beta: float = 0.2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if type(beta) not in (int, float) or not 0 <= beta < 0.5:
-            raise ConfigError(f"strategy.beta={beta} must be a number from 0 to below 0.5")
-        self.beta = float(beta)
+        self.beta = below("beta", beta, 0.5)
 
     def combine(self, server_round: int, updates: list[ClientUpdate]) -> StoredArrays:
         tensors = [update.arrays.weights for update in updates]

@@ -15,7 +15,7 @@ from fedipfs.strategies.base import ClientUpdate
 from fedipfs.strategies.fedavg import FedAvg
 from fedipfs.strategies.mean import Mean
 from fedipfs.tasks import Task
-from fedipfs.tasks.names import batch_norms, matching, trained
+from fedipfs.tasks.names import batch_norms, matching, split_by, trained
 
 
 class Personalised(FedAvg):
@@ -42,6 +42,11 @@ class Personalised(FedAvg):
                     f"its tensors are {', '.join(names)[:300]}"
                 )
         personal = matching(names, patterns)
+        if tied := split_by(model, patterns):
+            raise ConfigError(
+                f"strategy={name} would keep {tied[0]!r} at the clients, and it is shared as "
+                f"{tied[1]!r}: the weights are tied; name both, or neither"
+            )
         if trained(model).keys() <= set(personal):
             raise ConfigError(
                 f"strategy={name} would keep all that is trained at the clients ({patterns}), and "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedipfs.errors import BadUpdate, Diverged, RunFailed, one_line
@@ -24,7 +25,7 @@ def screen(
 
     A usable reply has `arrays` array records (0 for an evaluation) and one metric record, named as
     most others' and with the same metrics of the same kinds; a positive, finite weight under
-    `weighted_by_key`; and, for strategies that weigh by a loss (`loss_key`), a finite one that is
+    `weighted_by_key`; in an evaluation nothing that is not finite; and, for strategies that weigh by a loss (`loss_key`), a finite one that is
     not negative. Flower's strategies fail as a whole on anything else.
     """
     answered, reasons = [], {}
@@ -39,6 +40,8 @@ def screen(
         try:
             metrics = _metrics(reply, arrays)
             check_examples(metrics.get(weighted_by_key))
+            if not arrays:
+                _check_finite(metrics)
             if loss_key is not None:
                 _check_loss(metrics.get(loss_key), loss_key)
         except BadUpdate as error:
@@ -62,6 +65,16 @@ def parts(reply: Message) -> tuple[dict[str, ArrayRecord], list[MetricRecord]]:
         {key: record for key, record in records.items() if isinstance(record, ArrayRecord)},
         [record for record in records.values() if isinstance(record, MetricRecord)],
     )
+
+
+def update_in(reply: Message, extra: Sequence[str] = ()) -> ArrayRecord | None:
+    """The update that a reply to training brought: the array record whose key is none of `extra`.
+
+    None for an error, or where there is not just one; a client may send them in any order.
+    """
+    arrays = {} if reply.has_error() else parts(reply)[0]
+    found = [record for key, record in arrays.items() if key not in extra]
+    return found[0] if len(found) == 1 else None
 
 
 def require(min_successes: int, good: int, reasons: Mapping[Any, str], name: str) -> None:
@@ -100,6 +113,12 @@ def _form(reply: Message) -> tuple[str, ...]:
                 length = f"[{len(value)}]" if isinstance(value, list) else ""
                 form.append(f"{key}.{name}{length}")
     return tuple(sorted(form))
+
+
+def _check_finite(metrics: MetricRecord) -> None:
+    for name, value in metrics.items():
+        if not np.isfinite(value).all():
+            raise BadUpdate(f"its {name[:80]} is {value!r:.80}, not finite")
 
 
 def _check_loss(value: object, key: str) -> None:

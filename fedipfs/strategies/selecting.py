@@ -24,8 +24,8 @@ class SelectingStrategy(StoreStrategy):
     """A StoreStrategy whose `selector` scores the updates; see strategies/selector.py.
 
     None does not. `evaluators` is the most clients that evaluate an update under selector=cross.
-    What is chosen, or sent to evaluators, is stored as the coordinator stores models: decoded, and
-    sealed for all participants instead of for the coordinator alone.
+    What is chosen, or sent to evaluators, is stored as models are: decoded. Being one client's, it
+    is sealed wherever updates are, for all participants instead of for the coordinator alone.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SelectingStrategy(StoreStrategy):
         """`update` of `node` as stored model, which everybody on the other side can read."""
         known = self._shared.get(node)
         if known is None or known[0] is not update:
-            stored = store_arrays(self.model.vault, update)
+            stored = store_arrays(self.model.vault.sealing_all(), update)
             # Without its base: each model would hold on to the one before it.
             alone = StoredArrays(stored.vault, stored.weights, list(stored), stored.order)
             known = self._shared[node] = (update, alone)

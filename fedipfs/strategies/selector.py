@@ -3,7 +3,8 @@
 `reported`  the author's own metric, on what it holds out. Free, and whoever lies wins.
 `server`    the metric on the coordinator's held-out examples. Nobody but the coordinator is asked.
 `cross`     each candidate is evaluated by other clients, which fetch it by its CID; its score is
-            the median of theirs, so that fewer than half of its evaluators cannot decide it alone.
+            the median of theirs, so that fewer than half of its evaluators cannot decide it alone:
+            of an even number the worse of the two in the middle. More than half must answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedipfs.data import Examples
 from fedipfs.errors import ConfigError, one_line
 from fedipfs.exchange import StoredArrays, to_torch
 from fedipfs.ipld import CID
-from fedipfs.strategies.options import whole
+from fedipfs.strategies.options import one_of, whole
 from fedipfs.strategies.screen import parts
 from fedipfs.tasks import Task
 
@@ -128,7 +129,9 @@ class Cross(Selector):
 
     A round has its own ring of all nodes, ordered by SHA-256 of seed, round and node; a candidate
     goes to those that follow its author. So the choice does not depend on who answers first, and
-    each node evaluates about as often as the others. Evaluators that fail are left out.
+    each node evaluates about as often as the others. Evaluators that fail are left out. Unless more
+    than half of those asked answer there is no score: otherwise a liar would be all that is left.
+    Of an even number of answers the worse of the two in the middle counts.
     """
 
     needs_validation = True
@@ -178,11 +181,13 @@ class Cross(Selector):
     def _score(self, candidate: Candidate) -> Score:
         node, cid = candidate.node, candidate.arrays.cid
         answers = sorted(self._answers.get(node, {}).items())
-        if not answers:
-            why = self._failed.get(node, "nobody was there to evaluate it")
-            return Score(node, cid, None, reason=one_line(f"no evaluator gave a score ({why})"))
-        median = statistics.median(value for _, value in answers)
-        return Score(node, cid, float(median), tuple(answers))
+        asked = sum(author == node for _, author in self._asked)
+        if 2 * len(answers) <= asked or not asked:
+            why = self._failed.get(node, "the others did not answer" if asked else "nobody is there")
+            reason = f"{len(answers)} of {asked} evaluators gave a score, too few ({why})"
+            return Score(node, cid, None, tuple(answers), one_line(reason))
+        worse = statistics.median_low if self.direction == "max" else statistics.median_high
+        return Score(node, cid, worse([value for _, value in answers]), tuple(answers))
 
 
 def finite(value: Any) -> float | None:
@@ -219,6 +224,7 @@ def make_selector(
     device: str,
 ) -> Selector:
     """The selector `name`; ConfigError for one that cannot work here."""
+    one_of("selector", name, SELECTORS)
     whole("evaluators", evaluators, 1)
     if name == "reported":
         return Reported(metric, direction)
@@ -229,11 +235,9 @@ def make_selector(
                 "reported on: set data.held_out=0.2, or strategy.selector=cross"
             )
         return OnServer(metric, direction, held_out, device)
-    if name == "cross":
-        if per_round is not None and per_round < 2:
-            raise ConfigError(
-                f"strategy.selector=cross has clients evaluate each other's updates; with "
-                f"clients.per_round={per_round} there is nothing to choose from: take 2 or more"
-            )
-        return Cross(metric, direction, seed, evaluators)
-    raise ConfigError(f"strategy.selector={name} is unknown; choose {', '.join(SELECTORS)}")
+    if per_round is not None and per_round < 2:
+        raise ConfigError(
+            f"strategy.selector=cross has clients evaluate each other's updates; with "
+            f"clients.per_round={per_round} there is nothing to choose from: take 2 or more"
+        )
+    return Cross(metric, direction, seed, evaluators)

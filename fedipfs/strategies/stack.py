@@ -9,19 +9,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedipfs.errors import RunFailed
+from fedipfs.errors import Diverged
 from fedipfs.exchange import StoredArrays, check_finite, specs_of, to_dtype
-from fedipfs.weights import Tensors, TensorSpec
+from fedipfs.weights import Tensors, TensorSpec, is_float
 
 _BLOCK = 4096  # columns: with a hundred updates in float64 they stay in the processor's cache
 _INLINE = 1 << 20  # bytes: for a smaller model threads cost more than they bring
 
 T = TypeVar("T")
-
-
-def is_float(spec: TensorSpec) -> bool:
-    """Whether a tensor holds floating-point numbers, bfloat16 included."""
-    return spec.numpy_dtype.kind in "fV"
 
 
 def each_piece(
@@ -63,7 +58,7 @@ def combine_columns(
     """Store the model whose values are `rule` of the updates' values, (size, n) -> (size,).
 
     Integers are rounded to the nearest, booleans go with the majority. Memory: one tensor, and n
-    pieces of 1 MiB a thread, whatever the model. Raises what `columns` raises, and RunFailed for
+    pieces of 1 MiB a thread, whatever the model. Raises what `columns` raises, and Diverged for
     values beyond the range of the model's dtype.
     """
     specs = specs_of(model)
@@ -77,7 +72,7 @@ def combine_columns(
                 with np.errstate(over="ignore"):
                     values = to_dtype(rule(block), spec)
                 if is_float(spec) and not np.isfinite(values).all():
-                    raise RunFailed(
+                    raise Diverged(
                         f"the combined values of tensor {name!r} are beyond the range of "
                         f"{spec.dtype}, though every update is finite; lower the learning rate"
                     )

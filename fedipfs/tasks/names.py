@@ -24,6 +24,18 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
 
 
+def split_by(model: nn.Module, patterns: Iterable[str]) -> tuple[str, str] | None:
+    """Two names of one tensor (tied weights) of which `patterns` match the first, not the second.
+
+    None if there is no such tensor.
+    """
+    state = model.state_dict(keep_vars=True)  # the tensors themselves, no views of them
+    inside = matching(state, patterns)
+    others = {id(each): name for name, each in state.items() if name not in set(inside)}
+    ties = ((name, others[id(state[name])]) for name in inside if id(state[name]) in others)
+    return next(ties, None)
+
+
 def batch_norms(model: nn.Module) -> list[str]:
     """Patterns of all tensors of the BatchNorm layers of `model`, and of no others.
 

@@ -2,7 +2,14 @@
 
 from fedipfs.weights.base import Tensors, chunks
 from fedipfs.weights.codec import Weights, file_chunks, put
-from fedipfs.weights.layout import TensorSpec, canonical, code_of, encode_header, spec_of
+from fedipfs.weights.layout import (
+    TensorSpec,
+    canonical,
+    code_of,
+    encode_header,
+    is_float,
+    spec_of,
+)
 from fedipfs.weights.leaves import Leaves, StoredLeaves
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "code_of",
     "encode_header",
     "file_chunks",
+    "is_float",
     "put",
     "spec_of",
 ]

@@ -79,6 +79,11 @@ class Weights(Tensors):
         self._offsets = {spec.name: offset for spec, offset in entries}
         self.specs = {spec.name: spec for spec, _ in entries}
 
+    @property
+    def leaves(self) -> Leaves:
+        """Where its bytes come from."""
+        return self._leaves
+
     def tensor(self, name: str) -> np.ndarray:
         """A fresh, writable copy of one tensor."""
         spec = self.specs[name]

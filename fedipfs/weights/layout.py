@@ -41,6 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 _CODE = {dtype: code for code, dtype in DTYPES.items()}
+_FLOATS = ("F64", "F32", "BF16", "F16")
 _RANK = {code: rank for rank, code in enumerate(DTYPES)}
 
 
@@ -63,6 +64,11 @@ class TensorSpec(NamedTuple):
     def elements(self) -> int:
         """Number of elements (1 for a scalar)."""
         return math.prod(self.shape)
+
+
+def is_float(spec: TensorSpec) -> bool:
+    """Whether a tensor holds floating-point numbers, bfloat16 included."""
+    return spec.dtype in _FLOATS
 
 
 def code_of(dtype: np.dtype[Any], name: str) -> str:

@@ -10,9 +10,8 @@ from fedipfs.exchange import Vault, from_numpy, store_arrays
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.engine.pool import SerialPool
 from fedipfs.server.rounds import Federation
+from fedipfs.server.selection import Selection
 from fedipfs.store import dag
-from fedipfs.server.selection import Selection
-from fedipfs.server.selection import Selection
 from fedipfs.strategies import Brief, build
 
 NODES = 6
@@ -81,7 +80,9 @@ def honest(tmp_path_factory):
     results = {}
     for strategy in STRATEGIES:
         store = FolderStore(tmp_path_factory.mktemp("honest"), durable=False)
-        results[strategy] = federation(store, strategy, "examples_nan").play(1, evaluate=lambda: False)
+        results[strategy] = federation(store, strategy, "examples_nan").play(
+            1, evaluate=lambda: False
+        )
     return results
 
 

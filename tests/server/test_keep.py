@@ -14,8 +14,8 @@ from runs import QUICK, lines, play
 from fedipfs.exchange import Vault
 from fedipfs.ipld import CID
 from fedipfs.server import parties, records
-from fedipfs.server.folder import RunFolder
 from fedipfs.server.best import Best
+from fedipfs.server.folder import RunFolder
 from fedipfs.server.keep import Keeper
 from fedipfs.store import FolderStore, dag
 

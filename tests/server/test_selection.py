@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -76,7 +77,7 @@ def test_who_keeps_failing_rests_and_comes_back_and_rests_longer():
         selection.heard(number, [node for node in cohort if node != 2], fails)
     drawn = iter(seen)
     failures = [number for number, there in enumerate(drawn, 1) if there]
-    gaps = [later - earlier for earlier, later in zip(failures[1:], failures[2:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(failures[1:])]
     assert failures and gaps and gaps[0] >= 4 and (len(gaps) < 2 or gaps[1] >= 7)
 
 

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -43,6 +43,15 @@ class Traffic:
         return replace(self)
 
 
+class _Done(NamedTuple):
+    """A reply that nobody has taken yet, with the client's state before and after it."""
+
+    reply: Message
+    kind: str  # the type of the message that it answers
+    before: list[CID] | None
+    after: list[CID] | None
+
+
 def client_name(partition: int) -> str:
     """The name of the client that holds a partition, in logs, records and trust lists."""
     return f"client-{partition}"
@@ -71,8 +80,10 @@ class LocalGrid(Grid):
         self.states = dict(states or {})
         self.traffic = Traffic()
         self._on_reply, self._config_of = on_reply, config_of
-        self._waiting: dict[str, Message] = {}
-        self._done: dict[str, Message] = {}
+        self._waiting: dict[
+            str, tuple[Message, list[CID] | None]
+        ] = {}  # and the state it went with
+        self._done: dict[str, _Done] = {}
         set_identity(run_id=RUN_ID, node_id=SERVER_NODE_ID)
 
     def set_run(self, run: Any) -> None:
@@ -106,8 +117,8 @@ class LocalGrid(Grid):
             set_message_id(message, job)
             wire = message_to_bytes(message)
             self.traffic.flower += len(wire)
-            self._waiting[job] = message
             state = self.states.get(node)
+            self._waiting[job] = (message, state)
             call = {
                 "node": node,
                 "partition": node - FIRST_NODE,
@@ -121,7 +132,7 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._collect(0.0)
-        return [self._done.pop(job) for job in message_ids if job in self._done]
+        return [self._hand_out(job) for job in message_ids if job in self._done]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -146,7 +157,7 @@ class LocalGrid(Grid):
         end = None if timeout is None else time.monotonic() + timeout
         wanted = list(message_ids)
         while True:
-            if ready := [self._done.pop(job) for job in wanted if job in self._done]:
+            if ready := [self._hand_out(job) for job in wanted if job in self._done]:
                 return ready
             left = None if end is None else end - time.monotonic()
             if not any(job in self._waiting for job in wanted) or (left is not None and left <= 0):
@@ -169,17 +180,26 @@ class LocalGrid(Grid):
         outcomes = self._pool.collect(timeout_s)
         set_identity(run_id=RUN_ID, node_id=SERVER_NODE_ID)  # clients in this process had theirs
         for outcome in outcomes:
-            message = self._waiting.pop(outcome.job, None)
-            if message is None:
+            if outcome.job not in self._waiting:
                 continue  # it came after the time-out of whoever asked
-            reply = self._reply(message, outcome)
-            self._done[outcome.job] = reply
+            message, before = self._waiting.pop(outcome.job)
+            reply, after = self._reply(message, outcome)
+            self._done[outcome.job] = _Done(reply, message.metadata.message_type, before, after)
             if not message.metadata.message_type.startswith("query"):
                 self._on_reply(self.name_of(message.metadata.dst_node_id), not reply.has_error())
 
-    def _reply(self, message: Message, outcome: Outcome) -> Message:
+    def _hand_out(self, job: str) -> Message:
+        """A reply, whose client now is as it was after it: only what is taken note of has been."""
+        reply, kind, before, after = self._done.pop(job)
+        node = reply.metadata.src_node_id
+        # Asked two things at once, a client keeps what it learnt in training.
+        if after is not None and (kind.startswith("train") or self.states.get(node) == before):
+            self.states[node] = after
+        return reply
+
+    def _reply(self, message: Message, outcome: Outcome) -> tuple[Message, list[CID] | None]:
         if outcome.reply is None:
-            return Message(Error(CLIENT_APP_CRASHED, outcome.reason), reply_to=message)
+            return Message(Error(CLIENT_APP_CRASHED, outcome.reason), reply_to=message), None
         answer, wire = unframe(outcome.reply)
         self.traffic.store_put += answer["put"]
         self.traffic.store_get += answer["get"]
@@ -187,12 +207,12 @@ class LocalGrid(Grid):
         self.traffic.fetched += answer["fetched"]
         self.traffic.peak_rss = max(self.traffic.peak_rss, answer["rss"])
         if answer["error"] is not None:
-            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"]), reply_to=message)
-        if answer["state"] is not None:
-            state = [CID.parse(each) for each in answer["state"]]
-            self.states[message.metadata.dst_node_id] = state
+            error = Error(CLIENT_APP_RAISED_EXCEPTION, answer["error"])
+            return Message(error, reply_to=message), None
+        kept = answer["state"]
+        state = None if kept is None else [CID.parse(each) for each in kept]
         self.traffic.flower += len(wire)
         reply = message_from_bytes(wire)
         # Who answered is known here; what the reply says of it is not believed.
         said = {"error": reply.error} if reply.has_error() else {"content": reply.content}
-        return Message(**said, reply_to=message)
+        return Message(**said, reply_to=message), state

@@ -12,7 +12,7 @@ from fedipfs.weights.base import Tensors
 from fedipfs.weights.codec import Weights
 from fedipfs.weights.compression import sparse
 from fedipfs.weights.compression.dense import CODEC, Dense
-from fedipfs.weights.compression.parts import floats, is_float
+from fedipfs.weights.compression.parts import floats
 from fedipfs.weights.compression.payload import Payload
 from fedipfs.weights.compression.spec import Spec
 
@@ -21,7 +21,9 @@ class Decoded(Tensors):
     """base + delta, or, for a payload without a base, the tensors themselves.
 
     A tensor that is not in the payload is the base's. Memory: a piece or two, with the scales of
-    a tensor or, of the sparse codecs, 12 bytes a coordinate sent. Several threads may read at once.
+    a tensor or, of the sparse codecs, the values sent and their gaps as the payload holds them (2
+    to 4 bytes, and 1 to 4 for topk) from the first piece read to the end of this object. Several
+    threads may read at once.
     """
 
     def __init__(self, payload: Payload, base: Tensors | None) -> None:
@@ -70,15 +72,14 @@ class Decoded(Tensors):
         return self._base.piece(name, start)
 
     def _sparse(self, name: str, start: int, stop: int) -> np.ndarray:
-        indices, values = self._chosen
         offset = self._offsets[name]
-        first, last = np.searchsorted(indices, [offset + start, offset + stop])
+        indices, values = self._sent.between(offset + start, offset + stop)
         piece = self._of_base(name, start)
-        if first == last:
+        if not indices.size:
             return piece
         wide = piece.astype(wide_dtype(piece.dtype))
         with np.errstate(over="ignore"):
-            wide[indices[first:last] - (offset + start)] += values[first:last]
+            wide[indices - (offset + start)] += values
             return _read_only(wide.astype(piece.dtype, copy=False))
 
     @cached_property
@@ -91,16 +92,13 @@ class Decoded(Tensors):
         return offsets
 
     @cached_property
-    def _chosen(self) -> sparse.Chosen:
+    def _sent(self) -> sparse.Sent:
         payload = self.payload
         values = payload.whole("values")
         if not np.isfinite(values).all():
             raise BadPayload("a value is NaN or infinite")
         gaps = payload.whole("gaps")
-        indices = sparse.indices_of(
-            payload.spec, payload.elements, payload.count, payload.seed, gaps
-        )
-        return sparse.Chosen(indices, values)
+        return sparse.Sent(payload.spec, payload.elements, payload.seed, gaps, values)
 
 
 def wide_dtype(dtype: np.dtype) -> np.dtype:

@@ -15,9 +15,9 @@ from fedipfs.weights.base import Tensors
 from fedipfs.weights.compression import sparse
 from fedipfs.weights.compression.decoded import wide_dtype
 from fedipfs.weights.compression.dense import CODEC
-from fedipfs.weights.compression.parts import FORMAT, NO_BASE, described, floats, is_float, pack
+from fedipfs.weights.compression.parts import FORMAT, NO_BASE, described, floats, pack
 from fedipfs.weights.compression.spec import SPARSE, Spec
-from fedipfs.weights.layout import TensorSpec, canonical
+from fedipfs.weights.layout import TensorSpec, canonical, is_float
 
 
 class Encoded(NamedTuple):
@@ -112,13 +112,14 @@ class _Job:
         changes = [self._change(each) for each in tensors]
         flat = np.concatenate(changes) if changes else np.zeros(0, np.float32)
         parts, self.metadata = sparse.encode(self._spec, flat)
-        count = int(self.metadata["count"])
-        if count:
+        if parts["values"].size:
             self.parts |= parts
         gaps = parts.get("gaps", np.zeros(0, np.uint8))
         seed = int(self.metadata.get("seed", 0))
         sent = np.zeros(flat.size, flat.dtype)
-        sent[sparse.indices_of(self._spec, flat.size, count, seed, gaps)] = parts["values"]
+        chosen = sparse.Sent(self._spec, flat.size, seed, gaps, parts["values"])
+        indices, values = chosen.between(0, flat.size)
+        sent[indices] = values
         start = 0
         for each, change in zip(tensors, changes, strict=True):
             self._note(each, change, sent[start : start + each.elements])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from threading import local
 
 import zstandard
@@ -11,7 +10,7 @@ from typing_extensions import Buffer
 from fedipfs.errors import BadPayload
 
 _LEVEL = 3
-_threads = local()  # a decompressor serves one thread at a time
+_threads = local()  # a compressor or decompressor serves one thread at a time
 
 
 def compress(data: Buffer, frame: int) -> list[bytes]:
@@ -34,9 +33,11 @@ def decompress(data: bytes, size: int) -> bytes:
         raise BadPayload(f"zstd: {error}") from None
 
 
-@cache
 def _compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+    if not hasattr(_threads, "compressor"):
+        _threads.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+    found: zstandard.ZstdCompressor = _threads.compressor
+    return found
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

@@ -18,26 +18,20 @@ from fedipfs.weights.compression import lossless
 from fedipfs.weights.compression.dense import CODEC
 from fedipfs.weights.compression.sparse import GAPS, VALUES
 from fedipfs.weights.compression.spec import SPARSE, Spec
-from fedipfs.weights.layout import TensorSpec, canonical, encode_header, spec_of
+from fedipfs.weights.layout import TensorSpec, canonical, encode_header, is_float, spec_of
 
 FORMAT = "fedipfs/update/v1"
 NO_BASE = "none"
 ZSTD, FRAMES, TENSOR = "zstd:", "frames:", "tensor/"
 
-_FLOATS = ("F64", "F32", "BF16", "F16")
 MOST_TIMES = 64  # the size of its file that a model without a base may have, beyond 1 MiB
 
 _ENTRY = 160  # bytes that two more tensors take in a header, without their names
 _SLACK = 64 << 10  # bytes of metadata
 
 
-def is_float(spec: TensorSpec) -> bool:
-    """Whether a tensor is compressed; others travel as they are."""
-    return spec.dtype in _FLOATS
-
-
 def floats(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The tensors that are compressed, in file order."""
+    """The tensors that are compressed, in file order; others travel as they are."""
     return [spec for spec in canonical(specs) if is_float(spec)]
 
 
