@@ -25,7 +25,7 @@ EXPERIMENT, TARGET = "mnist_mcmahan", 0.99
 PAPER = {1: 34, 5: 20}  # local epochs -> rounds
 TUNED = {
     1: ["train.optimizer.lr=0.15"],
-    5: ["train.optimizer.lr=0.12", "train.schedule={name: CosineAnnealingLR, T_max: 24}"],
+    5: ["train.optimizer.lr=0.15", "train.schedule={name: CosineAnnealingLR, T_max: 21}"],
 }
 STYLE = (
     "svg{background:#fff;font:12px sans-serif}.grid{stroke:#ddd}.tick{fill:#555;text-anchor:end}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedipfs.errors import BadUpdate, EdgeError, FormatError, StoreError
-from fedipfs.exchange import StoredArrays, check_update, specs_of
+from fedipfs.exchange import StoredArrays, Vault, check_update, specs_of, store_arrays
 from fedipfs.strategies.screen import parts, require, screen
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,13 @@ class StoreStrategy(FlowerFedAvg):
         if self._model is None:
             raise EdgeError(f"{type(self).__name__} needs its first model in the store")
         return self._model
+
+    def origin(self, updates: Sequence[ClientUpdate]) -> StoredArrays:
+        """w_t, the model that the clients of a synchronous round began with, as it reached them.
+
+        `self.model`, or what was left of it where models are sent compressed.
+        """
+        return updates[0].arrays.base or self.model
 
     @property
     def excluded(self) -> dict[int, str]:
@@ -133,6 +140,16 @@ class StoreStrategy(FlowerFedAvg):
         (model,) = arrays.values()
         examples = float(metrics[self.weighted_by_key])  # type: ignore[arg-type]
         return ClientUpdate(reply.metadata.src_node_id, _stored(model), examples, metrics, others)
+
+
+def as_model(update: StoredArrays, vault: Vault) -> StoredArrays:
+    """One client's update as a model, stored so that everybody on the other side can read it.
+
+    It is sealed wherever updates are, for all participants; decoded; and without its base, as each
+    model would hold on to the one before it. Raises what storing and reading raise.
+    """
+    stored = store_arrays(vault.sealing_all(), update)
+    return StoredArrays(stored.vault, stored.weights, list(stored), stored.order)
 
 
 def _stored(arrays: ArrayRecord) -> StoredArrays:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -25,6 +26,7 @@ from fedipfs.strategies.fedsgd import FedSGD
 from fedipfs.strategies.krum import Krum, MultiKrum
 from fedipfs.strategies.median import FedMedian, FedTrimmedAvg
 from fedipfs.strategies.normclip import NormClip
+from fedipfs.strategies.options import below, not_negative, positive
 from fedipfs.strategies.personal import FedBN, FedPer
 from fedipfs.strategies.rfa import RFA
 from fedipfs.strategies.scaffold import Scaffold
@@ -56,22 +58,18 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "qfedavg": flower.QFedAvg,
 }
 
-_RATE: tuple[Callable[[float], bool], str] = (lambda value: value > 0, "above 0")
-_DECAY: tuple[Callable[[float], bool], str] = (lambda value: 0 <= value < 1, "from 0 to below 1")
-_WEIGHT: tuple[Callable[[float], bool], str] = (lambda value: value >= 0, "of at least 0")
-_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "eta": _RATE,
-    "eta_l": _RATE,
-    "tau": _RATE,
+_DECAY = partial(below, most=1)
+_CHECKS: dict[str, Callable[[str, Any], float]] = {  # of the numbers that Flower's classes take
+    "eta": positive,
+    "eta_l": positive,
+    "tau": positive,
     "beta_1": _DECAY,
     "beta_2": _DECAY,
-    "server_learning_rate": _RATE,
+    "server_learning_rate": positive,
     "server_momentum": _DECAY,
-    "proximal_mu": _WEIGHT,
-    "q": _WEIGHT,
-    "client_learning_rate": _RATE,
+    "q": not_negative,
+    "client_learning_rate": positive,
 }
-
 
 _FLOWERS = inspect.signature(flower.FedAvg).parameters  # what all strategies of Flower's take
 
@@ -131,16 +129,16 @@ def build(options: Mapping[str, Any], brief: Brief) -> Strategy:
         strategy = cls(**common, **told, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy={name}: {error}") from error
-    needed = required_successes(strategy, brief)
-    if brief.per_round < needed:
+    required = getattr(strategy, "required", 0)
+    if brief.per_round < required:
         raise ConfigError(
-            f"strategy={name} with num_malicious_nodes={arguments.get('num_malicious_nodes', 0)} "
-            f"needs at least {needed} clients a round; clients.per_round is {brief.per_round}"
+            f"strategy={name} needs at least {required} clients a round "
+            f"({strategy.requirement}); clients.per_round is {brief.per_round}"
         )
-    if (chosen := arguments.get("num_nodes_to_select", 1)) > brief.per_round:
+    if brief.per_round < (needed := required_successes(strategy, brief)):
         raise ConfigError(
-            f"strategy.num_nodes_to_select={chosen} is more than clients.per_round="
-            f"{brief.per_round}; lower the one or raise the other"
+            f"clients.min_successes={needed} is more than clients.per_round={brief.per_round}; "
+            "lower the one or raise the other"
         )
     if clip_update_norm is None:
         return strategy
@@ -177,10 +175,8 @@ def _check_value(key: str, value: Any) -> None:
     if key.endswith("_key"):
         if not isinstance(value, str):
             raise ConfigError(f"strategy.{key}={value} must be a text")
-    elif key in _LIMITS:
-        fits, words = _LIMITS[key]
-        if type(value) not in (int, float) or not abs(value) < 1e300 or not fits(value):
-            raise ConfigError(f"strategy.{key}={value} must be a number {words}")
+    elif key in _CHECKS:
+        _CHECKS[key](key, value)
     elif value is not None and not callable(value):
         raise ConfigError(f"strategy.{key}={value} must be a function; leave it out here")
 

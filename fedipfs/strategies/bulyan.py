@@ -24,6 +24,10 @@ class Bulyan(ByKrumScore):
         """4 f + 3 (El Mhamdi et al. 2018, section 4)."""
         return 4 * self.num_malicious_nodes + 3
 
+    @property
+    def requirement(self) -> str:
+        return f"4 f + 3 with f = strategy.num_malicious_nodes = {self.num_malicious_nodes}"
+
     def combine(self, server_round: int, updates: list[ClientUpdate]) -> StoredArrays:
         chosen = self._select(updates, len(updates) - 2 * self.num_malicious_nodes)
         keep = len(updates) - 4 * self.num_malicious_nodes

@@ -29,7 +29,11 @@ class FedNova(FedProx):
     tau_i it is FedAvg, with `proximal_mu` FedProx. Buffers (BatchNorm) are averaged.
 
     tau_i is what a client reports as `steps`. An update with a number that cannot be, or more
-    than its examples make, is left out. Local training must be SGD, with or without momentum.
+    than its examples make, is left out. Our own clients make just as many as the configuration
+    says for their examples; one that says less than it made is believed, and counts the more (up
+    to its tau_i times): it lies about its weight, as one that lies about its examples. So nothing
+    of this withstands malicious clients, and no robust rule composes with it. Local training must
+    be SGD, with or without momentum.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class FedNova(FedProx):
         weights = [p * effective / a for p, a in zip(shares, lengths, strict=True)]
         buffers = self.model.weights.specs.keys() - set(self._trained)
         mean = Mean(specs_of(self.model).values())
-        mean.add(self.model.weights, 1 - sum(weights), self._trained)
+        mean.add(self.origin(updates).weights, 1 - sum(weights), self._trained)
         for update, weight, share in zip(updates, weights, shares, strict=True):
             mean.add(update.arrays.weights, weight, self._trained)
             mean.add(update.arrays.weights, share, buffers)

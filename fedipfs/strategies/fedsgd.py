@@ -23,7 +23,7 @@ class FedSGD(StoreStrategy):
     """w_{t+1} = Step(w_t, g),  g = sum_k (n_k / sum_j n_j) grad F_k(w_t).
 
     F_k is the mean loss over all n_k examples of client k, and Step one step of `optimizer`: any
-    of torch.optim that needs only gradients. With SGD, Step(w, g) = w - lr g, it is FedAvg with
+    of torch.optim that needs only gradients, and takes tensors of every shape. With SGD, Step(w, g) = w - lr g, it is FedAvg with
     one full-batch step. McMahan et al. 2017, section 2 (FederatedSGD).
 
     Buffers (BatchNorm) are averaged, frozen parameters stay. `train.optimizer`, batches and
@@ -38,6 +38,7 @@ class FedSGD(StoreStrategy):
         if task is None:
             raise ConfigError("strategy=fedsgd needs the task")
         optim.check_optimizer(optimizer, _KEY)
+        _refuse_unfit(optimizer)
         self.memory = ArrayRecord()
         model = task.model()
         self._spec, self._trained = dict(optimizer), trained(model).keys()
@@ -82,3 +83,21 @@ class FedSGD(StoreStrategy):
             }
         )
         return store_arrays(self.model.vault, from_torch(state))
+
+
+def _refuse_unfit(optimizer: Mapping[str, Any]) -> None:
+    """ConfigError for an optimizer that could not make the server's step."""
+    if str(optimizer["name"]).lower() == "muon":
+        raise ConfigError(
+            f"{_KEY}.name=Muon cannot be used with strategy=fedsgd: it takes matrices only, and "
+            "the server steps all parameters, biases too; choose SGD or AdamW"
+        )
+    for option, why in (
+        ("differentiable", "the step itself is not differentiated, and torch refuses it"),
+        ("capturable", "the server steps on the CPU, which torch does not capture"),
+    ):
+        if optimizer.get(option):
+            raise ConfigError(
+                f"{_KEY}.{option}=true cannot be used with strategy=fedsgd: {why}; "
+                f"drop it with ~{_KEY}.{option}"
+            )

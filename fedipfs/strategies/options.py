@@ -17,9 +17,9 @@ def whole(key: str, value: Any, least: int) -> int:
     return value
 
 
-def within_round(key: str, value: Any, per_round: int) -> int:
+def within_round(key: str, value: Any, per_round: int | None) -> int:
     """`value`, the option `key`, a number of clients from 1 on; ConfigError if no round has it."""
-    if whole(key, value, 1) > per_round:
+    if whole(key, value, 1) > (value if per_round is None else per_round):
         raise ConfigError(
             f"strategy.{key}={value} is more than clients.per_round={per_round}; "
             "lower the one or raise the other"

@@ -32,7 +32,7 @@ class RFA(StoreStrategy):
 
     def combine(self, server_round: int, updates: list[ClientUpdate]) -> StoredArrays:
         tensors = [update.arrays.weights for update in updates]
-        weights = weiszfeld(gram(tensors, self.model.weights), self.iterations, self.nu)
+        weights = weiszfeld(gram(tensors, self.origin(updates).weights), self.iterations, self.nu)
         self._notes["updates"] = [
             {"node": update.node, "weight": float(weight)}
             for update, weight in zip(updates, weights, strict=True)

@@ -86,7 +86,7 @@ class Scaffold(StoreStrategy):
             model.add(update.arrays.weights, 1.0, buffers)
             control.add(update.others["control"].weights, 1.0)
         if rate != 1:
-            model.add(self.model.weights, count * (1 - rate), self._trained)
+            model.add(self.origin(updates).weights, count * (1 - rate), self._trained)
         if count < self._clients:
             control.add(self.control.weights, self._clients - count)
         combined = model.store(self.model)

@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 
 from fedipfs.data import Examples
 from fedipfs.errors import ConfigError, FormatError, StoreError
-from fedipfs.exchange import StoredArrays, store_arrays
-from fedipfs.strategies.base import ClientUpdate, StoreStrategy
+from fedipfs.exchange import StoredArrays
+from fedipfs.strategies.base import ClientUpdate, StoreStrategy, as_model
 from fedipfs.strategies.screen import parts
 from fedipfs.strategies.selector import Candidate, Cross, Score, Selector, make_selector
 from fedipfs.tasks import Task
@@ -118,10 +118,7 @@ class SelectingStrategy(StoreStrategy):
         """`update` of `node` as stored model, which everybody on the other side can read."""
         known = self._shared.get(node)
         if known is None or known[0] is not update:
-            stored = store_arrays(self.model.vault.sealing_all(), update)
-            # Without its base: each model would hold on to the one before it.
-            alone = StoredArrays(stored.vault, stored.weights, list(stored), stored.order)
-            known = self._shared[node] = (update, alone)
+            known = self._shared[node] = (update, as_model(update, self.model.vault))
         return known[1]
 
     def _rank(self, updates: Iterable[ClientUpdate]) -> list[Score]:

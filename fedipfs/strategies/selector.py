@@ -181,9 +181,11 @@ class Cross(Selector):
     def _score(self, candidate: Candidate) -> Score:
         node, cid = candidate.node, candidate.arrays.cid
         answers = sorted(self._answers.get(node, {}).items())
-        asked = sum(author == node for _, author in self._asked)
+        asked = len({each.metadata.dst_node_id for each, by in self._asked if by == node})
         if 2 * len(answers) <= asked or not asked:
-            why = self._failed.get(node, "the others did not answer" if asked else "nobody is there")
+            why = self._failed.get(
+                node, "the others did not answer" if asked else "nobody is there"
+            )
             reason = f"{len(answers)} of {asked} evaluators gave a score, too few ({why})"
             return Score(node, cid, None, tuple(answers), one_line(reason))
         worse = statistics.median_low if self.direction == "max" else statistics.median_high
