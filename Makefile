@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mnist test lint bench
+.PHONY: help setup mnist test lint bench learning
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Options: PYTHON=python3.12 picks the interpreter, ARGS='rounds=3' goes to the run or to pytest."
 
 setup: $(STAMP) ## create .venv and install FedIPFS with its tested dependencies
@@ -26,10 +26,16 @@ lint: $(STAMP) ## ruff (rules and format), then mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: $(STAMP) ## run every benchmark in turn
-	@failed=; for file in benchmarks/[a-z]*.py; do \
-	  echo "== $$file"; $(PY) $$file || failed="$$failed $$file"; \
+LEARNING := $(patsubst %,benchmarks/%.py,compression mcmahan niid robust)
+run_all = failed=; for file in $(1); do \
+	  echo "== $$file"; $(PY) $$file $(ARGS) || failed="$$failed $$file"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+bench: $(STAMP) ## run every benchmark of speed and size in turn
+	@$(call run_all,$(filter-out $(LEARNING),$(wildcard benchmarks/[a-z]*.py)))
+
+learning: $(STAMP) ## run what takes an hour: accuracy of strategies, codecs, robust rules
+	@$(call run_all,$(LEARNING))
 
 # The stamp is removed first and written last, so an install that broke off is done again.
 $(STAMP): pyproject.toml constraints.txt

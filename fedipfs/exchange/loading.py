@@ -48,8 +48,9 @@ def load_model(
     `max_bytes` bounds the files together. Where the model can be made on torch's meta device, no
     tensor is read, and no parameter takes memory, before all have the shapes that the task gives
     them. An ensemble's options are its record's, a stranger's perhaps, and go to the class that
-    makes its members, the caller's own included: that must bear any JSON. If its members cannot be
-    made there, it is refused unless its options are those in `options`.
+    makes its members, the caller's `task` included: that must bear any JSON. Where members cannot
+    be made there, an ensemble that names its task itself is refused unless its options are those
+    in `options`; for the caller's `task` they take what memory they take.
 
     Raises ConfigError for a task that is missing or refused, WeightsError for what is no model, is
     too large or does not fit the task, CidError, EnvelopeError for what is sealed to others, and
@@ -70,7 +71,8 @@ def load_model(
             raise ConfigError(f"{cid} is a plain model: say which with task=")
         return tasks.load(target, given, allowed=permitted)
 
-    own = recipe is None or all(dict(each) == dict(options or {}) for each in recipe.options)
+    named = () if recipe is None or task is not None else recipe.options
+    vouched = all(dict(each) == dict(options or {}) for each in named)
 
     def module() -> torch.nn.Module:
         from fedipfs.tasks.ensemble import Ensemble
@@ -80,15 +82,15 @@ def load_model(
         members = [made(recipe.task, given).model() for given in recipe.options]
         return Ensemble(members, recipe.weights, recipe.voting)
 
-    return _filled(module, tensors, cid, own)
+    return _filled(module, tensors, cid, vouched)
 
 
 def _filled(
-    build: Callable[[], torch.nn.Module], tensors: Tensors, cid: CID, own: bool
+    build: Callable[[], torch.nn.Module], tensors: Tensors, cid: CID, vouched: bool
 ) -> torch.nn.Module:
     """A module of `build` with the values of `tensors`, if these have its structure.
 
-    Only if its options are the caller's `own` is it made without a try that takes no memory.
+    Where a try without memory fails, WeightsError unless the caller has `vouched` for its options.
     """
     import torch
 
@@ -98,11 +100,11 @@ def _filled(
     except FedIPFSError:
         raise
     except Exception as error:
-        if not own:
+        if not vouched:
             raise WeightsError(
                 one_line(
                     f"{cid}: its model cannot be made on torch's meta device ({error}), and its "
-                    "options are not those in options="
+                    "options are not those in options=; give its task= if you trust it"
                 )
             ) from error
         shape = None  # a task that needs values while it makes its model

@@ -154,7 +154,7 @@ def _failures(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _identifiers(summary: Mapping[str, Any]) -> str:
     entries = [
-        ("final model", summary.get("final_model_cid"), "a plain safetensors file"),
+        ("final model", summary.get("final_model_cid"), "what the run yields"),
         ("best model", summary.get("best_model_cid"), f"of round {summary.get('best_round')}"),
         ("last round record", summary.get("head_cid"), "links back through every round"),
     ]

@@ -123,7 +123,9 @@ def _commands(
         where = f" --store {shlex.quote(store)}" if store and Path(store) != DEFAULT_STORE else ""
         if summary.get("seal") == "all":
             where += f" --identity {shlex.quote(str(folder / 'keys' / 'coordinator.key'))}"
-        commands.append(f"  {program} store cat{where} {cid} > model.safetensors")
+        # What every DAG-CBOR record's CID begins with: an ensemble is a record, not a file.
+        into = "" if cid.startswith("bafyrei") else " > model.safetensors"
+        commands.append(f"  {program} store cat{where} {cid}{into}")
     where = "" if folder.parent == RUNS else f" --runs-dir {shlex.quote(str(folder.parent))}"
     commands.append(f"  {program} runs show{where} {shlex.quote(folder.name)}")
     return commands

@@ -13,12 +13,19 @@ from flwr.serverapp.strategy import Strategy
 
 from fedipfs import data, tasks
 from fedipfs.data import Dataset, Examples
-from fedipfs.errors import ConfigError
-from fedipfs.exchange import StoredArrays, from_torch, load_model, to_torch
-from fedipfs.ipld import CID
+from fedipfs.errors import BadUpdate, ConfigError
+from fedipfs.exchange import (
+    StoredArrays,
+    check_update,
+    from_torch,
+    get_ensemble,
+    load_model,
+    to_torch,
+)
+from fedipfs.ipld import CID, DAG_CBOR
 from fedipfs.server.settings import cohort_size
 from fedipfs.store import Store, dag, open_store
-from fedipfs.strategies import STRATEGIES, Brief, build, required_successes
+from fedipfs.strategies import STRATEGIES, Brief, Mean, build, required_successes
 
 _VALIDATION = 0.1  # share of its examples that a client holds out where they are needed
 
@@ -181,9 +188,24 @@ def _initial_model(store: Store, task: tasks.Task, seed: int, init_from: str | N
 
 
 def _given_model(store: Store, init_from: str) -> StoredArrays:
+    """A file, what a CID names, or the mean of an ensemble's members by their weights."""
     path = Path(init_from)
     cid = dag.add_file(store, path) if path.is_file() else _cid(init_from)
-    return StoredArrays.open(store, cid)
+    if cid.codec != DAG_CBOR:
+        return StoredArrays.open(store, cid)
+    cids, recipe = get_ensemble(store, cid)
+    members = [StoredArrays.open(store, each) for each in cids]
+    mean = Mean(members[0].weights.specs.values())
+    try:
+        for member, weight in zip(members, recipe.weights, strict=True):
+            check_update(member, members[0].weights.specs, read=False)
+            mean.add(member.weights, weight)
+    except BadUpdate as error:
+        raise ConfigError(
+            f"init_from={init_from} is an ensemble whose members have no mean: {error}; begin "
+            "with one of them (fedipfs store cat shows them)"
+        ) from None
+    return mean.store(members[0])
 
 
 def _cid(text: str) -> CID:

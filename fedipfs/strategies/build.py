@@ -23,7 +23,7 @@ from fedipfs.strategies.fedavg import Average, FedAvg, FedProx
 from fedipfs.strategies.fedbuff import FedBuff
 from fedipfs.strategies.fednova import FedNova
 from fedipfs.strategies.fedsgd import FedSGD
-from fedipfs.strategies.krum import Krum, MultiKrum
+from fedipfs.strategies.krum import ByKrumScore, Krum, MultiKrum
 from fedipfs.strategies.median import FedMedian, FedTrimmedAvg
 from fedipfs.strategies.normclip import NormClip
 from fedipfs.strategies.options import below, not_negative, positive
@@ -129,10 +129,9 @@ def build(options: Mapping[str, Any], brief: Brief) -> Strategy:
         strategy = cls(**common, **told, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"strategy={name}: {error}") from error
-    required = getattr(strategy, "required", 0)
-    if brief.per_round < required:
+    if isinstance(strategy, ByKrumScore) and brief.per_round < strategy.required:
         raise ConfigError(
-            f"strategy={name} needs at least {required} clients a round "
+            f"strategy={name} needs at least {strategy.required} clients a round "
             f"({strategy.requirement}); clients.per_round is {brief.per_round}"
         )
     if brief.per_round < (needed := required_successes(strategy, brief)):

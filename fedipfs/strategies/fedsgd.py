@@ -23,8 +23,9 @@ class FedSGD(StoreStrategy):
     """w_{t+1} = Step(w_t, g),  g = sum_k (n_k / sum_j n_j) grad F_k(w_t).
 
     F_k is the mean loss over all n_k examples of client k, and Step one step of `optimizer`: any
-    of torch.optim that needs only gradients, and takes tensors of every shape. With SGD, Step(w, g) = w - lr g, it is FedAvg with
-    one full-batch step. McMahan et al. 2017, section 2 (FederatedSGD).
+    of torch.optim that needs only gradients, and takes tensors of every shape. With SGD,
+    Step(w, g) = w - lr g, it is FedAvg with one full-batch step. McMahan et al. 2017, section 2
+    (FederatedSGD).
 
     Buffers (BatchNorm) are averaged, frozen parameters stay. `train.optimizer`, batches and
     epochs have no effect. What the optimizer remembers, `memory`, is kept for resume by

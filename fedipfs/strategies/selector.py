@@ -184,7 +184,7 @@ class Cross(Selector):
         asked = len({each.metadata.dst_node_id for each, by in self._asked if by == node})
         if 2 * len(answers) <= asked or not asked:
             why = self._failed.get(
-                node, "the others did not answer" if asked else "nobody is there"
+                node, "no answer" if asked else "nobody was there"
             )
             reason = f"{len(answers)} of {asked} evaluators gave a score, too few ({why})"
             return Score(node, cid, None, tuple(answers), one_line(reason))

@@ -11,7 +11,7 @@ import torch
 from parties import Parties, blocks
 
 import fedipfs
-from fedipfs import weights
+from fedipfs import tasks, weights
 from fedipfs.errors import (
     BlockNotFound,
     ConfigError,
@@ -290,6 +290,47 @@ def test_options_that_do_not_fit_the_members_are_refused_before_memory_is_taken(
     with pytest.raises(FedIPFSError, match=error) as caught:
         fedipfs.load_model(record(store, details=details(options=options)), store)
     assert isinstance(caught.value, WeightsError | ConfigError)
+
+
+FUSSY = '''
+from fedipfs.tasks.small import Digits
+
+class Fussy(Digits):
+    made = []
+
+    def model(self):
+        model = super().model()
+        float(model[1].weight.sum())  # which torch's meta device cannot say
+        Fussy.made.append(model[1].out_features)
+        return model
+'''
+
+
+def test_options_of_a_record_are_not_tried_out_with_memory(store, tmp_path):
+    file = tmp_path / "fussy.py"
+    file.write_text(FUSSY)
+    task, allowed = f"{file}:Fussy", [str(file)]
+    cid = put(store, Recipe(task, RECIPE.options, RECIPE.weights))
+    with pytest.raises(WeightsError, match="cannot be made on torch's meta device") as caught:
+        fedipfs.load_model(cid, store, allowed=allowed)
+    assert "\n" not in str(caught.value)
+    cls = type(tasks.load(task, {}, allowed=allowed))
+    assert cls.made == []
+    same(fedipfs.load_model(cid, store, task=task, allowed=allowed))  # the caller's own word
+    member = put_arrays(store, from_torch(MODULES[0].state_dict()))[0]
+    alone = put_ensemble(store, [member], Recipe(task, ({"hidden": 4},), (1.0,)))
+    fedipfs.load_model(alone, store, allowed=allowed, options={"hidden": 4})
+    with pytest.raises(WeightsError, match="are not those in options="):
+        fedipfs.load_model(alone, store, allowed=allowed, options={"hidden": 5})
+    plain = fedipfs.load_model(member, store, task=task, options={"hidden": 4}, allowed=allowed)
+    assert plain[1].out_features == 4
+
+
+def test_pieces_of_an_ensemble_are_read_only(store):
+    tensors = tensors_of(store, put(store))
+    for name in tensors.names:
+        assert not any(piece.flags.writeable for piece in tensors.pieces(name))
+    assert tensors.tensor("weights").flags.writeable
 
 
 def test_a_member_that_declares_too_much_is_refused(store):

@@ -23,7 +23,17 @@ from fedipfs.errors import (
     SignatureWrong,
     WeightsError,
 )
-from fedipfs.exchange import Vault, choose_seal, default, default_vault, from_numpy, specs_of
+from fedipfs.exchange import (
+    StoredArrays,
+    Vault,
+    choose_seal,
+    default,
+    default_vault,
+    from_numpy,
+    specs_of,
+    store_arrays,
+)
+from fedipfs.exchange.compressing import compress_model
 from fedipfs.ipld import CID, RAW, unixfs
 from fedipfs.store import FolderStore, dag
 from fedipfs.trust import (
@@ -36,6 +46,7 @@ from fedipfs.trust import (
     is_sealed,
 )
 from fedipfs.trust.party import Party
+from fedipfs.weights.compression import Spec
 
 SECRET = np.frombuffer(b"weights that nobody else may see" * 4, "f4").copy()
 MODEL = {"encoder.secret-layer": SECRET, "head": np.arange(8, dtype="f4")}
@@ -112,6 +123,42 @@ def test_updates_are_sealed_and_models_are_plain_where_that_is_chosen(tmp_path, 
             Vault(store).weights(cid)
     (leaf,) = {c for c in dag.walk(store, model) if SECRET.tobytes() in store.get(c)}
     assert leaf.codec == RAW
+
+
+def test_models_of_one_participant_are_sealed_though_others_are_plain(tmp_path, store):
+    parties = Parties(tmp_path, store, "updates")
+    coordinator, sender = parties.coordinator, parties.keys[COORDINATOR].public
+    vault = coordinator.sealing_all()
+    assert vault is coordinator.sealing_all() is vault.sealing_all()
+    kept = store_arrays(vault, from_numpy(MODEL))
+    for cid in (kept.cid, vault.put_record({"lr": 0.1})):
+        assert is_sealed(next(iter(dag.cat(store, cid))))
+        with pytest.raises(NotSealed, match="no keys here"):
+            Vault(store).leaves(cid)
+    for name in (COORDINATOR, *NAMES):
+        got = parties.vaults[name].weights(kept.cid, sender=sender).tensor("head")
+        np.testing.assert_array_equal(got, MODEL["head"])
+    assert store_arrays(coordinator, kept) is kept  # handed on as it is
+    plain = store_arrays(coordinator, from_numpy(MODEL))
+    assert store_arrays(vault, plain).cid != plain.cid  # but not the other way round
+
+
+def test_what_is_made_of_a_sealed_model_is_sealed(tmp_path, store):
+    """Also after a resume, when it is opened by its CID alone."""
+    coordinator = Parties(tmp_path, store, "updates").coordinator
+    for vault, sealed in ((coordinator.sealing_all(), True), (coordinator, False)):
+        again = StoredArrays.open(coordinator, store_arrays(vault, from_numpy(MODEL)).cid)
+        smaller = compress_model(again, Spec.parse("int8"))
+        for each in (again, smaller, StoredArrays.open(coordinator, smaller.cid)):
+            assert is_sealed(next(iter(dag.cat(store, each.cid)))) == sealed
+            assert (each.vault is coordinator) == (not sealed)
+
+
+@pytest.mark.parametrize("seal", ["none", "all"])
+def test_otherwise_models_are_sealed_as_ever(tmp_path, store, seal):
+    parties = Parties(tmp_path, store, seal)
+    for vault in parties.vaults.values():
+        assert vault.sealing_all() is vault
 
 
 @pytest.mark.parametrize("seal", ["updates", "all"])

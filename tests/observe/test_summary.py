@@ -68,6 +68,15 @@ def test_the_closing_text_names_what_a_user_needs() -> None:
     ]
 
 
+def test_an_ensemble_is_no_file_and_the_best_is_named_where_it_is_not_the_last() -> None:
+    record = "bafyreie7assv2jn2nyt74d4uzqpu2zbbzjmashqdupoiw5wodlj22d5fba"
+    text = summary.closing({**DONE, "final_model_cid": record}, Path("runs/r1"))
+    assert f"store cat {record}\n" in text and "> model.safetensors" not in text
+    text = summary.closing({**DONE, "best_model_cid": "bafybest", "best_round": 3}, Path("runs/r1"))
+    assert "bafybest of round 3" in text
+    assert "of round" not in summary.closing({**DONE, "best_model_cid": "bafymodel"}, Path("r"))
+
+
 def test_the_commands_name_folders_that_are_not_the_default() -> None:
     text = summary.closing(DONE, Path("/data/my runs/r1"), "/data/blocks")
     assert "fedipfs store cat --store /data/blocks bafymodel" in text

@@ -206,6 +206,22 @@ def test_every_and_the_last_round_are_evaluated(tmp_path):
     assert measured == [2, 4, 5]
 
 
+def test_init_from_an_ensemble_begins_with_the_mean_of_its_members(tmp_path):
+    words = (*QUICK, "strategy.start=common", "strategy.weighting=examples", "run_id=e")
+    made = play(tmp_path, *words, "strategy=ensemble")
+    average = play(tmp_path, *QUICK, "run_id=a")
+    later = [
+        play(tmp_path, *QUICK, f"run_id=from-{each['run_id']}", f"init_from={cid}")
+        for each in (made, average)
+        for cid in [each["final_model_cid"]]
+    ]
+    assert later[0]["final_model_cid"] == later[1]["final_model_cid"]
+    mixed = ("strategy=ensemble", "strategy.architectures=[{hidden: 8}, {hidden: 16}]")
+    made = play(tmp_path, *QUICK, *mixed, "run_id=mixed")
+    with pytest.raises(ConfigError, match="members have no mean"):
+        play(tmp_path, *QUICK, f"init_from={made['final_model_cid']}")
+
+
 def test_init_from_a_cid_and_from_a_file_begin_with_that_model(tmp_path):
     first = play(tmp_path, *QUICK, "run_id=a")
     store = FolderStore(tmp_path / "store")

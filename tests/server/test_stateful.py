@@ -105,7 +105,7 @@ def test_an_evaluation_that_is_not_finite_is_that_clients_failure(tmp_path, monk
 
 
 def test_the_best_is_judged_on_one_scale(tmp_path):
-    """The server measures every other round: the rounds between have no say, whatever clients say."""
+    """The server measures every other round; what clients say of those between has no weight."""
     words = (*QUICK, "evaluate.federated=true", "evaluate.every=2", "rounds=3", "run_id=run")
     summary = play(tmp_path, *words)
     measured = {line["round"]: line["server"] for line in lines(tmp_path / "run")}

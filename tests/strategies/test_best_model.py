@@ -16,15 +16,17 @@ from runs import play as run
 
 from fedipfs import CidGrid, use_store
 from fedipfs.data import Examples
-from fedipfs.errors import ConfigError, RunFailed
+from fedipfs.errors import ConfigError, NotSealed, RunFailed
+from fedipfs.exchange import StoredArrays, Vault, store_arrays
 from fedipfs.ipld import CID
 from fedipfs.server.cohort import ask
-from fedipfs.store import dag
+from fedipfs.store import FolderStore, dag
 from fedipfs.strategies import Brief, build
 from fedipfs.strategies.best_model import BestModel
 from fedipfs.strategies.selector import ring_after
 from fedipfs.tasks import Task
 from fedipfs.trust import is_sealed
+from fedipfs.weights.compression import Spec
 
 ZERO = {"w": np.zeros(1, "f4")}
 
@@ -309,6 +311,10 @@ def test_what_others_evaluate_and_inherit_they_can_open(tmp_path, store, seal):
     assert value(best) == pytest.approx(0.9)
     assert len(judges.evaluated) == 6
     assert best.is_as_in(parties.coordinator)
+    for row in chosen.notes["ranking"]:  # what evaluators were given is one client's
+        assert is_sealed(next(iter(dag.cat(store, row["cid"]))))
+        with pytest.raises(NotSealed):
+            Vault(store).weights(row["cid"])
     for name in parties.names:
         opened = parties.vaults[name].weights(best.cid)
         assert opened.tensor("w")[0] == pytest.approx(0.9)
@@ -318,6 +324,34 @@ def test_what_others_evaluate_and_inherit_they_can_open(tmp_path, store, seal):
         assert update not in [row["cid"] for row in chosen.notes["ranking"]]
     second, _ = play(chosen, grid, best, number=2)
     assert value(second) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_goes_out_of_one_clients_model_is_sealed(tmp_path, store, down, resumed):
+    parties = Parties(tmp_path, store, "updates")
+    judges = Judges(0.3, 0.9, 0.6, mod=parties.mod)
+    link = QueuedLink(judges.app, 3).queue(0)
+    grid = CidGrid(
+        link,
+        parties.coordinator,
+        name_of=parties.name_of,
+        read_updates=False,
+        compression=Spec.parse("int8"),
+        compress_models=down,
+    )
+    best, _ = play(strategy(), grid, first_model(parties.coordinator, ZERO))
+    best = store_arrays(parties.coordinator, best)  # as the server takes it over
+    if resumed:
+        best = StoredArrays.open(parties.coordinator, best.cid)
+    before = len(link.crossed)
+    play(strategy(), grid, best, number=2)
+    sent = [m.content["fedipfs"]["cid:arrays"] for m in link.crossed if "fedipfs" in m.content
+            and "cid:arrays" in m.content["fedipfs"]]  # fmt: skip
+    assert len(link.crossed) > before
+    first = sent[0]
+    for text in sent:
+        assert is_sealed(next(iter(dag.cat(store, CID.parse(text))))) == (text != first)
 
 
 def test_models_do_not_hold_on_to_those_before_them(store):
@@ -331,12 +365,16 @@ def test_models_do_not_hold_on_to_those_before_them(store):
 # ---- whole runs
 
 
-def test_a_run_is_the_same_however_it_is_sealed(tmp_path):
+@pytest.mark.parametrize("seal", ["all", "updates"])
+def test_a_run_is_the_same_however_it_is_sealed(tmp_path, seal):
     words = (*QUICK, "strategy=best_model", "run_id=one")
     plain = run(tmp_path / "none", *words)
-    sealed = run(tmp_path / "all", *words, "seal=all")
+    sealed = run(tmp_path / "all", *words, f"seal={seal}")
     assert plain["metrics"] == sealed["metrics"]
     ours, theirs = (lines(tmp_path / folder / "one") for folder in ("none", "all"))
+    held = FolderStore(tmp_path / "all" / "store")
+    shared = [CID.parse(row["cid"]) for line in theirs for row in line["aggregation"]["ranking"]]
+    assert all(is_sealed(next(iter(dag.cat(held, cid)))) for cid in shared)
     for line, other in zip(ours, theirs, strict=True):
         rows = line["aggregation"]["ranking"]
         assert [(row["client"], row["score"], row["evaluators"]) for row in rows] == [

@@ -17,16 +17,18 @@ from runs import play as run
 import fedipfs
 from fedipfs import CidGrid, use_store
 from fedipfs.data import Examples
-from fedipfs.errors import ConfigError, RunFailed
-from fedipfs.exchange import from_torch, get_ensemble, specs_of, store_arrays
+from fedipfs.errors import ConfigError, NotSealed, RunFailed
+from fedipfs.exchange import Vault, from_torch, get_ensemble, specs_of, store_arrays
+from fedipfs.ipld import CID
 from fedipfs.server.cohort import CohortGrid
-from fedipfs.store import FolderStore
+from fedipfs.store import FolderStore, dag
 from fedipfs.strategies import Average, Brief, FedAvg, build, load_state, save_state
 from fedipfs.strategies.distill import Distillation
 from fedipfs.strategies.ensemble import EnsembleStrategy
 from fedipfs.tasks import evaluate
 from fedipfs.tasks.ensemble import Ensemble
 from fedipfs.tasks.small import Digits
+from fedipfs.trust import is_sealed
 
 ZERO = {"w": np.zeros(1, "f4")}
 TARGET = "fedipfs.tasks.small:Digits"
@@ -124,6 +126,36 @@ def test_with_a_common_model_the_members_are_those_of_the_round(store):
     model, _ = play(chosen, only(grid, 2, 3), model)
     play(chosen, only(grid, 4), model, number=2)
     assert members(store, chosen) == {0.6: 1.0}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_where_there_are_too_many_those_heard_longest_ago_leave(store, monkeypatch, resumed):
+    monkeypatch.setattr("fedipfs.strategies.ensemble.MAX_MEMBERS", 3)
+    monkeypatch.setattr("fedipfs.exchange.ensemble.MAX_MEMBERS", 3)
+    judges = Judges(2.0, 3.0, 4.0, 5.0, 6.0)
+    grid, model = start(store, judges)
+    chosen, expected = strategy(weighting="examples"), []
+    rounds = [((2, 3), None), ((4,), None), ((2,), None), ((5,), [3]), ((3, 6), [2, 4])]
+    for number, (cohort, dropped) in enumerate(rounds, 1):
+        if resumed:
+            state, _ = save_state(chosen, store)
+            chosen = strategy(weighting="examples")
+            load_state(chosen, store, state)
+        model, _ = play(chosen, only(grid, *cohort), model, number=number)
+        expected = sorted({*expected, *cohort} - set(dropped or ()))
+        assert list(members(store, chosen)) == expected == sorted(chosen.members)
+        assert chosen.notes.get("dropped") == (dropped and {"nodes": dropped})
+        assert sorted(map(int, chosen.examples)) == sorted(map(int, chosen.heard)) == expected
+
+
+def test_the_best_of_many_may_be_many(store, monkeypatch):
+    monkeypatch.setattr("fedipfs.strategies.ensemble.MAX_MEMBERS", 2)
+    monkeypatch.setattr("fedipfs.exchange.ensemble.MAX_MEMBERS", 2)
+    grid, model = start(store, Judges(0.3, 0.9, 0.6))
+    chosen = strategy(top_k=2)
+    play(chosen, grid, model)
+    assert set(members(store, chosen)) == {0.9, 0.6}
+    assert sorted(chosen.members) == [2, 3, 4]  # each still trains its own
 
 
 def test_who_fails_stays_a_member_with_the_model_it_had(store):
@@ -453,6 +485,12 @@ def test_members_are_for_all_participants_to_read(tmp_path, store, seal):
             cids, _ = get_ensemble(parties.vaults[name], chosen.result)
             found = [parties.vaults[name].weights(cid).tensor("w")[0] for cid in cids]
             assert found == pytest.approx([0.9, 0.6])
+        for member in chosen.members.values():
+            assert is_sealed(next(iter(dag.cat(store, member.cid))))
+            with pytest.raises(NotSealed):
+                Vault(store).weights(member.cid)
+        with pytest.raises(NotSealed):  # who weighs how much
+            get_ensemble(store, chosen.result)
     assert given(judges) == pytest.approx([0.3, 0.9, 0.6])
     state, _ = save_state(chosen, parties.coordinator)
     again = strategy(top_k=2)
@@ -460,6 +498,18 @@ def test_members_are_for_all_participants_to_read(tmp_path, store, seal):
     assert {node: value(each) for node, each in again.members.items()} == pytest.approx(
         {2: 0.3, 3: 0.9, 4: 0.6}
     )
+
+
+def test_the_mean_of_one_member_is_sealed_as_it_is(tmp_path, store):
+    parties = Parties(tmp_path, store, "updates")
+    judges = Judges(0.3, 0.9, 0.6, mod=parties.mod)
+    link = QueuedLink(judges.app, 3).queue(0)
+    grid = CidGrid(link, parties.coordinator, name_of=parties.name_of, read_updates=False)
+    chosen = strategy(top_k=1)
+    model, _ = play(chosen, grid, first_model(parties.coordinator, ZERO))
+    assert value(model) == pytest.approx(0.9)
+    adopted = store_arrays(parties.coordinator, model)
+    assert is_sealed(next(iter(dag.cat(store, adopted.cid))))
 
 
 def test_members_do_not_hold_on_to_what_they_began_with(store):
@@ -488,11 +538,16 @@ def test_what_a_run_yields_is_loaded_in_one_line(tmp_path):
     assert len(model.members) == 4
 
 
-def test_a_sealed_run_measures_the_same(tmp_path):
+@pytest.mark.parametrize("seal", ["all", "updates"])
+def test_a_sealed_run_measures_the_same(tmp_path, seal):
     words = (*WORDS, "strategy.top_k=2", "strategy.architectures=[{hidden: 8}, {hidden: 64}]")
     plain = run(tmp_path / "none", *words, "run_id=one")
-    sealed = run(tmp_path / "all", *words, "run_id=one", "seal=all")
+    sealed = run(tmp_path / "all", *words, "run_id=one", f"seal={seal}")
     assert sealed["metrics"] == plain["metrics"]
+    held = FolderStore(tmp_path / "all" / "store")
+    for line in lines(tmp_path / "all" / "one"):
+        for row in line["aggregation"]["members"]:
+            assert is_sealed(next(iter(dag.cat(held, CID.parse(row["cid"])))))
     for line, other in zip(
         lines(tmp_path / "none" / "one"), lines(tmp_path / "all" / "one"), strict=True
     ):

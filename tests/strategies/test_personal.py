@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tied
 import torch
 from fleet import Fleet
+from flwr.app import RecordDict
 
-from fedipfs.errors import ConfigError
+from fedipfs.clients.personal import put_on
+from fedipfs.errors import ConfigError, RunFailed
 from fedipfs.exchange import to_torch
 
 HEAD = ["3.*"]  # of digits' perceptron
@@ -163,6 +166,47 @@ def test_what_cannot_be_is_refused_before_the_run(store, name, options, says):
     with pytest.raises(ConfigError, match=says) as caught:
         Fleet(store, clients=2).build(name, **options)
     assert "\n" not in str(caught.value)
+
+
+TIED = f"{tied.__file__}:Tied"
+
+
+@pytest.mark.parametrize(
+    ("personal", "names"),
+    [
+        (["decoder.*"], "'decoder.weight' at the clients, and it is shared as 'encoder.weight'"),
+        (["*.bias", "encoder.weight"], "'encoder.weight'.*'decoder.weight'"),
+        (["encoder.shift"], "'encoder.shift'.*'decoder.shift'"),
+    ],
+)
+def test_tied_weights_do_not_leave_under_their_other_name(store, personal, names):
+    fleet = Fleet(store, TIED, clients=2)
+    with pytest.raises(ConfigError, match=names):
+        fleet.build("fedper", personal=personal)
+    state = RecordDict()
+    with pytest.raises(ConfigError, match="the weights are tied"):  # whoever may ask for it
+        put_on(tied.TiedModel(), personal, state)
+    fleet.build("fedper", personal=["head.*"])
+    strategy = fleet.build("fedavg")
+    ask = strategy.configure_train
+
+    def asking(*args):
+        args[2]["personal"] = personal
+        return ask(*args)
+
+    strategy.configure_train = asking
+    with pytest.raises(RunFailed, match="the weights are tied"):
+        fleet.play(strategy)
+    assert not any(context.state for context in fleet.raw.contexts.values())
+
+
+@pytest.mark.parametrize("personal", [["head.*"], ["*.weight", "*coder.shift"]])
+def test_tied_weights_that_stay_or_go_together_are_right(store, personal):
+    fleet = Fleet(store, TIED, clients=2)
+    strategy = fleet.build("fedper", personal=personal)
+    fleet.play(strategy, 1, 2)
+    assert not strategy.excluded
+    assert "head.weight" in own(fleet, 2)
 
 
 def test_other_strategies_leave_the_clients_memory_empty(store):

@@ -7,9 +7,14 @@ import pytest
 import torch
 from fleet import QUADRATIC, Fleet
 from flwr.app import Message
+from runs import QUICK, play
 
+from fedipfs import CidGrid
 from fedipfs.errors import ConfigError
+from fedipfs.exchange import cost_of, to_torch
+from fedipfs.server import rounds
 from fedipfs.strategies import load_state, save_state
+from fedipfs.weights.compression import Decoded, Spec
 
 RATE, STEPS = 0.1, 5
 TWO = {"partition": "pathological", "classes_per_client": 1}
@@ -130,6 +135,45 @@ def test_an_update_that_is_left_out_does_not_part_c_from_the_clients(store):
         assert control == pytest.approx(controls(fleet, strategy).mean(), abs=1e-6)
     got = fleet.play(strategy, 7, 40)["weight"].item()
     assert got == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["int8 zstd", "topk fraction=0.1 zstd feedback"])
+def test_compressed_models_leave_the_control_variates_as_they_are(store, text):
+    fleet = Fleet(store, clients=3, data={"partition": "dirichlet"}, epochs=1)
+    strategy = fleet.build("scaffold")
+    spec = Spec.parse(text)
+    fleet.grid = CidGrid(
+        fleet.raw,
+        store,
+        read_updates=False,
+        compression=spec,
+        compress_models=spec.codec == "int8",
+        exact=strategy.extra_arrays,
+    )
+    fleet.play(strategy, 1, 4)
+    assert not strategy.excluded
+    news = [to_torch(context.state["control-new"]) for context in fleet.raw.contexts.values()]
+    for name, array in strategy.control.items():
+        mean = sum(each[name].double() for each in news) / 3
+        assert mean.abs().max() > 1e-3
+        assert np.abs(array.numpy() - mean.numpy()).max() < 1e-6
+    update = fleet.replies[0].content
+    assert cost_of(update["arrays"]).error > 1e-4
+    assert cost_of(update["control"]).error == 0
+
+
+def test_a_run_says_which_records_are_exact(tmp_path, monkeypatch):
+    told = []
+
+    class Grid(CidGrid):
+        def _update(self, *args):
+            update = super()._update(*args)
+            told.append((args[2], isinstance(update.weights, Decoded)))
+            return update
+
+    monkeypatch.setattr(rounds, "CidGrid", Grid)
+    play(tmp_path, *QUICK, "strategy=scaffold", "compression=int8", "+strategy.clip_update_norm=9.0")
+    assert set(told) == {("arrays", True), ("control", False)}
 
 
 def test_clients_that_take_part_now_and_then_meet_there_too(store):

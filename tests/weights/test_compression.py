@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -36,9 +37,10 @@ from fedipfs.weights.compression import (
     decode,
     encode,
     is_payload,
+    lossless,
     most_bytes,
 )
-from fedipfs.weights.compression.sparse import drawn, strata, top
+from fedipfs.weights.compression.sparse import Sent, drawn, strata, top
 
 FLOATS = (np.dtype("f8"), np.dtype("f4"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16))
 SPECS = [
@@ -191,6 +193,35 @@ def test_drawn_coordinates_are_one_of_each_stratum(elements, data, seed):
     assert lengths.max() - lengths.min() <= 1
     indices = drawn(elements, count, seed)
     assert ((starts <= indices) & (indices < starts + lengths)).all()
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 6000), st.sampled_from(["topk", "randk"]))
+def test_coordinates_are_found_by_range(data, elements, codec):
+    count = data.draw(st.integers(0 if codec == "topk" else 1, elements))
+    seed = data.draw(st.integers(0, 2**64 - 1))
+    if codec == "topk":
+        rng = np.random.default_rng(seed)
+        every = np.sort(rng.choice(elements, count, replace=False)).astype(np.int64)
+        gaps = (np.diff(every, prepend=-1) - 1).astype("u2")
+    else:
+        every, gaps = drawn(elements, count, seed), np.zeros(0, "u1")
+    values = np.arange(count, dtype="f2")
+    sent = Sent(Spec(codec, 1.0), elements, seed, gaps, values)
+    start = data.draw(st.integers(0, elements))
+    stop = data.draw(st.integers(start, elements))
+    inside = (every >= start) & (every < stop)
+    indices, found = sent.between(start, stop)
+    np.testing.assert_array_equal(indices, every[inside])
+    np.testing.assert_array_equal(found, values[inside])
+
+
+def test_coordinates_beyond_the_model_are_refused():
+    gaps = np.full(3000, 2, "u1")
+    values = np.zeros(3000, "f2")
+    Sent(Spec("topk", 1.0), 9000, 0, gaps, values)
+    with pytest.raises(BadPayload, match="coordinate 8999 of a model that has 8999"):
+        Sent(Spec("topk", 1.0), 8999, 0, gaps, values)
 
 
 def test_drawn_coordinates_are_those_of_the_published_generator():
@@ -369,6 +400,55 @@ def test_reading_a_piece_takes_a_piece_of_memory(shared):
         assert peak < 10 * unixfs.CHUNK  # the tensor has 40
 
 
+@pytest.mark.parametrize("codec", ["topk", "randk"])
+def test_many_sparse_updates_stay_narrow_while_they_are_averaged(shared, codec):
+    import tracemalloc
+
+    from fedipfs.strategies.mean import Mean
+
+    elements, count, clients = 400_000, 40_000, 50
+    rng = np.random.default_rng(0)
+    base = stored(shared, {"w": np.zeros(elements, "f4")})
+    new = {"w": rng.normal(size=elements).astype("f4")}
+    spec = Spec(codec, count / elements)
+    encoded, _ = sent(shared, spec, base, new)
+    cid = unixfs.build(iter(encoded.file), shared.put)
+    updates = [decode(Weights(shared, cid), base, base.cid) for _ in range(clients)]
+    mean = Mean(base.specs.values())
+    tracemalloc.start()
+    for update in updates:
+        mean.add(update, 1.0)
+    got = mean.pop("w")
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(got, updates[0].tensor("w"), atol=1e-6)
+    assert kept < clients * count * 4 + 12 * elements  # float16 values and gaps of a byte
+    assert peak < clients * count * 4 + 40 * elements
+
+
+def test_each_thread_has_a_compressor_of_its_own(monkeypatch):
+    makers, real = [], zstandard.ZstdCompressor
+
+    def make(**options):
+        makers.append(threading.get_ident())
+        return real(**options)
+
+    monkeypatch.setattr(zstandard, "ZstdCompressor", make)
+    gate = threading.Barrier(4)
+
+    def work(number: int) -> bytes:
+        gate.wait()
+        data = bytes([number]) * 5000
+        for _ in range(20):
+            (frame,) = lossless.compress(data, 5000)
+        return lossless.decompress(frame, 5000)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(work, range(4)))
+    assert found == [bytes([number]) * 5000 for number in range(4)]
+    assert len(makers) == len(set(makers)) == 4
+
+
 # ---- error feedback
 
 
@@ -474,7 +554,7 @@ def test_any_text_is_a_choice_or_a_named_error(text):
         ({"name": "int8", "bits": 3}, "compression.bits"),
         ({"name": "none", "zstd": True}, "compression=none has no such option"),
         ({"name": "topk", "down": True}, "topk cannot carry a whole model"),
-        ({"name": "none", "down": True}, "not one of"),
+        ({"name": "none", "down": True}, "compression.down needs a compression"),
     ],
 )
 def test_a_configuration_that_cannot_be_right_is_refused_with_its_reason(section, reason):

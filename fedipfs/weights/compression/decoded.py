@@ -15,6 +15,7 @@ from fedipfs.weights.compression.dense import CODEC, Dense
 from fedipfs.weights.compression.parts import floats
 from fedipfs.weights.compression.payload import Payload
 from fedipfs.weights.compression.spec import Spec
+from fedipfs.weights.layout import is_float
 
 
 class Decoded(Tensors):
