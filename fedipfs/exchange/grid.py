@@ -55,8 +55,8 @@ class CidGrid(Grid):
     With `compression`, clients that train are told to answer in that form, and their updates are
     decoded as they are read; another form is refused. With `compress_models` the models that go
     out have it, too, and updates are relative to what of them arrives. Array records under the
-    keys `exact` (a strategy's `extra_arrays`) travel as they are in both directions: error
-    feedback makes up for what models lose, but not for what, say, control variates lose.
+    keys `exact` (a strategy's `extra_arrays`) travel as they are in both directions: what a
+    control variate lost would part the server's from those that the clients keep.
 
     With keys, messages are signed for the run and round in `stamp`; while that is None, for
     Flower's run id with a nonce of this grid's and the "server-round" that Flower's strategies put
@@ -88,7 +88,9 @@ class CidGrid(Grid):
         self.stamp: Stamp | None = None
         self._nonce = secrets.token_hex(8)  # run ids are the SuperLink's, which could use one twice
         self._announced: list[str] = []
-        self.signed: dict[int, tuple[bytes, bytes]] = {}  # node -> its last update as signed, and how
+        self.signed: dict[
+            int, tuple[bytes, bytes]
+        ] = {}  # node -> its last update as signed, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
 

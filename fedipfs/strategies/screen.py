@@ -25,8 +25,9 @@ def screen(
 
     A usable reply has `arrays` array records (0 for an evaluation) and one metric record, named as
     most others' and with the same metrics of the same kinds; a positive, finite weight under
-    `weighted_by_key`; in an evaluation nothing that is not finite; and, for strategies that weigh by a loss (`loss_key`), a finite one that is
-    not negative. Flower's strategies fail as a whole on anything else.
+    `weighted_by_key`; in an evaluation nothing that is not finite; and, for strategies that weigh
+    by a loss (`loss_key`), a finite one that is not negative. Flower's strategies fail as a whole
+    on anything else.
     """
     answered, reasons = [], {}
     for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):

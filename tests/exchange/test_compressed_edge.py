@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedMedian
 from grids import DirectGrid
 from parties import Link, Parties
+from runs import lines, play
 
 from fedipfs import CidGrid, FedAvg, cid_mod, weights
 from fedipfs.errors import ConfigError, WrongBase
@@ -27,6 +28,7 @@ from fedipfs.exchange import (
 )
 from fedipfs.ipld import CID, unixfs
 from fedipfs.store import FolderStore, dag
+from fedipfs.strategies.build import STRATEGIES
 from fedipfs.weights import Weights
 from fedipfs.weights.compression import Spec, encode
 
@@ -175,6 +177,34 @@ def test_strategies_run_unchanged(store, text, strategy):
     assert max(link.sizes) < 1000
     for name, expected in plain.items():
         np.testing.assert_allclose(seen[name], expected, atol=0.06, err_msg=name)
+
+
+NEEDS = {
+    "fedbn": ["+task.options.norm=true"],
+    "fedper": ["strategy.personal=['3.*']"],
+    "fedbuff": ["clients.clock=simulated"],
+}
+BAR = {"fedadam": 0.35, "fedyogi": 0.5}  # of three rounds; the others' is 0.65, chance is 0.1
+CHOICES = {"int8": ["compression=int8"], "topk": ["compression=topk", "compression.fraction=0.1"]}
+
+
+@pytest.mark.parametrize("codec", CHOICES)
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"fedsgd"}))
+def test_every_strategy_learns_from_compressed_updates(tmp_path, name, codec):
+    words = ("+experiment=digits", "clients.total=8", "train.epochs=2", "rounds=3", "run_id=run")
+    choice = [f"strategy={name}", *NEEDS.get(name, []), *CHOICES[codec]]
+    summary = play(tmp_path, *words, *choice)
+    assert summary["metrics"]["accuracy"] > BAR.get(name, 0.65)
+    for line in lines(tmp_path / "run"):
+        assert not line["clients"]["failed"]
+        assert line["compression"]["error"] > 1e-3
+        assert line["compression"]["ratio"] < 0.35
+
+
+@pytest.mark.parametrize("codec", CHOICES)
+def test_gradients_are_not_compressed(tmp_path, codec):
+    with pytest.raises(ConfigError, match="strategy=fedsgd is answered with gradients"):
+        play(tmp_path, "+experiment=digits", "strategy=fedsgd", *CHOICES[codec])
 
 
 def test_what_is_asked_and_answered_on_the_wire(store):

@@ -292,7 +292,7 @@ def test_options_that_do_not_fit_the_members_are_refused_before_memory_is_taken(
     assert isinstance(caught.value, WeightsError | ConfigError)
 
 
-FUSSY = '''
+FUSSY = """
 from fedipfs.tasks.small import Digits
 
 class Fussy(Digits):
@@ -303,7 +303,7 @@ class Fussy(Digits):
         float(model[1].weight.sum())  # which torch's meta device cannot say
         Fussy.made.append(model[1].out_features)
         return model
-'''
+"""
 
 
 def test_options_of_a_record_are_not_tried_out_with_memory(store, tmp_path):

@@ -175,26 +175,46 @@ def test_nodes_outside_the_cohort_may_evaluate(store):
 
 
 def test_an_evaluator_that_fails_is_left_out(store):
-    judges = Judges(0.2, 0.9, 0.5)
+    judges = Judges(0.2, 0.9, 0.5, 0.6)
     judges.verdicts = {FIRST: RuntimeError("no data"), FIRST + 2: 0.7}
     grid, model = start(store, judges)
     chosen = strategy()
     best, _ = play(chosen, grid, model)
     rows = {row["node"]: row for row in chosen.notes["ranking"]}
-    assert rows[FIRST + 1]["evaluators"] == [{"node": FIRST + 2, "score": 0.7}]
+    evaluators = {each["node"]: each["score"] for each in rows[FIRST + 1]["evaluators"]}
+    assert evaluators == pytest.approx({FIRST + 2: 0.7, FIRST + 3: 0.9})
     assert value(best) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("direction", "lie"), [("max", 1e30), ("min", -1e30)])
+def test_a_liar_does_not_decide_because_others_fail(store, direction, lie):
+    """Of two answers the mean is the liar's to choose; of one, all of it."""
+    judges = Judges(0.2, 0.9, 0.4, 0.5)
+    judges.verdicts = {FIRST: RuntimeError("no data"), FIRST + 3: lie}
+    grid, model = start(store, judges)
+    chosen = strategy(direction=direction)
+    play(chosen, grid, model)  # two or three of the three that are asked answer
+    scores = {row["node"]: row["score"] for row in chosen.notes["ranking"]}
+    assert scores == pytest.approx(judges.quality)
+    judges.verdicts |= {FIRST + 1: RuntimeError("nor I")}
+    chosen = strategy(direction=direction)
+    best, _ = play(chosen, grid, model)
+    # The first two are judged by the liar and one more, the others by one of these two alone.
+    rows = {row["node"]: row for row in chosen.notes["ranking"]}
+    assert [rows[FIRST + i]["score"] is None for i in range(4)] == [False, False, True, True]
+    assert value(best) == pytest.approx(0.9 if direction == "max" else 0.2)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, RuntimeError("broken")])
 def test_a_candidate_without_a_score_is_last_and_says_why(store, bad):
-    judges = Judges(0.2, 0.9, 0.1)
-    judges.verdicts = {FIRST: bad, FIRST + 2: bad}
+    judges = Judges(0.2, 0.1, 0.9)
+    judges.verdicts = {FIRST: bad}
     grid, model = start(store, judges)
     chosen = strategy()
     best, _ = play(chosen, grid, model)
     last = chosen.notes["ranking"][-1]
-    assert (last["node"], last["score"]) == (FIRST + 1, None)
-    assert "no evaluator gave a score" in last["reason"]
+    assert (last["node"], last["score"]) == (FIRST + 2, None)
+    assert f"1 of 2 evaluators gave a score, too few (node {FIRST}: " in last["reason"]
     assert value(best) == pytest.approx(0.2)
 
 

@@ -31,7 +31,11 @@ BRIEF = Brief(per_round=8, min_successes=4)
         ("krum", {"num_malicious_nodes": -1}, r"num_malicious_nodes=-1"),
         ("bulyan", {"num_malicious_nodes": 1.5}, r"num_malicious_nodes=1\.5"),
         ("multikrum", {"num_nodes_to_select": 0}, r"num_nodes_to_select=0"),
-        ("multikrum", {"num_nodes_to_select": 9}, r"=9 is more than clients\.per_round=8"),
+        (
+            "multikrum",
+            {"num_nodes_to_select": 9},
+            r"needs at least 9 .*m = strategy\.num_nodes_to_select = 9",
+        ),
         ("fedavg", {"weighted_by_key": 3}, r"strategy\.weighted_by_key=3 must be a text"),
         ("fedavg", {"train_metrics_aggr_fn": "x"}, r"train_metrics_aggr_fn=x must be a function"),
     ],
@@ -44,8 +48,8 @@ def test_a_number_that_cannot_work_is_named(name, options, says):
 def test_numbers_at_the_edge_are_taken():
     assert build({"name": "fedprox", "proximal_mu": 0}, BRIEF).proximal_mu == 0
     assert build({"name": "fedtrimmedavg", "beta": 0.0}, BRIEF).beta == 0
-    made = build({"name": "multikrum", "num_malicious_nodes": 2, "num_nodes_to_select": 8}, BRIEF)
-    assert (made.num_malicious_nodes, made.num_nodes_to_select) == (2, 8)
+    made = build({"name": "multikrum", "num_malicious_nodes": 2, "num_nodes_to_select": 6}, BRIEF)
+    assert (made.num_malicious_nodes, made.num_nodes_to_select) == (2, 6)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,30 @@ def test_a_round_needs_as_many_good_updates_as_the_strategy(name, malicious, lea
         assert required_successes(build({**options, **clip}, brief), brief) == needed
 
 
-def test_a_round_that_could_never_succeed_is_refused():
-    with pytest.raises(ConfigError, match=r"needs at least 9 clients a round.*per_round is 8"):
-        build({"name": "krum", "num_malicious_nodes": 3}, BRIEF)
+@pytest.mark.parametrize(
+    ("options", "least", "says"),
+    [
+        (
+            {"name": "krum", "num_malicious_nodes": 3},
+            4,
+            r"krum needs at least 9 clients a round \(2 f \+ 3 with .*= 3\).*per_round is 8",
+        ),
+        (
+            {"name": "bulyan", "num_malicious_nodes": 2},
+            4,
+            r"bulyan needs at least 11 clients a round \(4 f \+ 3 with",
+        ),
+        (  # whoever takes the mean of all withstands nobody
+            {"name": "multikrum", "num_malicious_nodes": 1, "num_nodes_to_select": 8},
+            4,
+            r"multikrum needs at least 9 clients a round .*m \+ f with m = .*select = 8",
+        ),
+        ({"name": "fedavg"}, 9, r"^clients\.min_successes=9 is more than clients\.per_round=8; "),
+        ({"name": "krum"}, 9, r"^clients\.min_successes=9 is more than clients\.per_round=8; "),
+        ({"name": "fedadam"}, 9, r"^clients\.min_successes=9 is more than"),
+    ],
+)
+def test_a_round_that_could_never_succeed_is_refused(options, least, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        build(options, replace(BRIEF, min_successes=least))
+    assert ("malicious" in str(caught.value)) == ("num_malicious_nodes" in options)

@@ -14,6 +14,7 @@ from fedipfs.exchange import StoredArrays, from_numpy, store_arrays
 from fedipfs.ipld import CID
 from fedipfs.server import records
 from fedipfs.strategies import Brief, ClientUpdate, build
+from fedipfs.tasks.small import Digits
 
 ASYNC = (*QUICK, "clients.total=6", "clients.clock=simulated", "clients.spread=1.0", "rounds=6")
 
@@ -41,6 +42,43 @@ def test_the_rule_by_hand(store):
         {"node": 2, "staleness": 0, "weight": 0.375},
         {"node": 3, "staleness": 3, "weight": 0.0625},
     ]
+
+
+def test_buffers_are_averaged_and_not_extrapolated(store):
+    """Of a variance 1 and an update 10 -> 2, one would make -7; the parameters go on as always."""
+    task = Digits(hidden=2, norm=True)
+    names = task.model().state_dict()
+
+    def state(value, variance):
+        arrays = {name: np.full(each.shape, value, "f4") for name, each in names.items()}
+        arrays["2.running_var"][:] = variance
+        arrays["2.num_batches_tracked"] = np.array(value, "i8")
+        return store_arrays(store, from_numpy(arrays))
+
+    brief = Brief(per_round=6, min_successes=1, task=task)
+    strategy = build({"name": "fedbuff", "staleness_exponent": 0}, brief)
+    strategy._model = state(10, 1)
+    updates = []
+    for node, (value, variance, examples) in enumerate([(6, 2, 30), (7, 6, 10)], start=2):
+        arrays, base = state(value, variance), state(4, 10)
+        answer = StoredArrays(arrays.vault, arrays.weights, base=base, asked=1)
+        updates.append(ClientUpdate(node, answer, examples, {}))
+    got = {name: array.numpy() for name, array in strategy.combine(2, updates).items()}
+    assert got["1.weight"] == pytest.approx(10 + 0.75 * 2 + 0.25 * 3)
+    assert got["2.weight"] == pytest.approx(12.25)
+    assert got["2.running_mean"] == pytest.approx(0.75 * 6 + 0.25 * 7)
+    assert got["2.running_var"] == pytest.approx(0.75 * 2 + 0.25 * 6)
+    assert got["2.num_batches_tracked"] == 6
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_with_batch_normalisation_it_learns(tmp_path, size):
+    words = (*ASYNC, "rounds=12", "evaluate.every=12", "+task.options.norm=true", "run_id=run")
+    summary = play(tmp_path, *words, "strategy=fedbuff", f"strategy.buffer_size={size}")
+    store = FolderStore(tmp_path / "store")
+    model = StoredArrays.open(store, CID.parse(summary["final_model_cid"]))
+    assert model["2.running_var"].numpy().min() >= 0
+    assert summary["metrics"]["accuracy"] > 0.7
 
 
 def test_with_the_whole_cohort_as_buffer_it_is_fedavg(tmp_path):
@@ -113,11 +151,12 @@ def test_updates_that_are_too_late_are_left_out_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"buffer_size": 7}, r"buffer_size=7 must be a whole number from 1 to clients.per_round=6"),
+        ({"buffer_size": 7}, r"strategy\.buffer_size=7 is more than clients\.per_round=6"),
         ({"buffer_size": 0}, "buffer_size=0"),
         ({"staleness_exponent": -1}, "staleness_exponent=-1"),
         ({"server_learning_rate": float("nan")}, "server_learning_rate=nan"),
         ({"max_staleness": 0.5}, "max_staleness=0.5"),
+        ({"max_staleness": -1}, "max_staleness=-1"),
     ],
 )
 def test_options_that_cannot_be(options, says):

@@ -115,6 +115,9 @@ def test_a_step_that_overflows_ends_the_run_with_the_remedy(store):
         ({"optimizer": "SGD"}, r"strategy\.optimizer=SGD must have a name"),
         ({"optimizer": {"name": "SGD", "nesterov": True}}, r"\+strategy\.optimizer\.momentum=0\.9"),
         ({"optimizer": {"name": "SGD"}, "clip_update_norm": 1.0}, r"set train\.clip_norm"),
+        ({"optimizer": {"name": "Muon"}}, r"name=Muon cannot .* takes matrices only"),
+        ({"optimizer": {"name": "SGD", "differentiable": True}}, r"differentiable=true cannot be"),
+        ({"optimizer": {"name": "Adam", "capturable": True}}, r"capturable=true .*~strategy\."),
         ({}, r"optimizer"),
     ],
 )

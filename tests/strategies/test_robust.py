@@ -13,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_round import OneRound, values
 
-from fedipfs.errors import ConfigError, RunFailed
+from fedipfs.errors import ConfigError, Diverged, RunFailed
+from fedipfs.exchange import to_dtype
 from fedipfs.ipld import dagcbor
 from fedipfs.store import FolderStore
 from fedipfs.strategies import STRATEGIES, Brief, build, load_state, save_state
+from fedipfs.strategies.bulyan import nearest_to_median
+from fedipfs.tasks.small import Digits
+from fedipfs.weights import spec_of
 
 ROBUST = {
     "krum": {"num_malicious_nodes": 1},
@@ -150,6 +154,93 @@ def test_bulyan_by_hand(store):
     # f = 1, K = 7: Krum leaves out 50 and -8; of 0 1 2 3 4 the three nearest to the median 2.
     one = OneRound(store, BEGIN, points(0, 1, 2, 3, 4.5, -8, 50))
     assert values(one.play(make("bulyan", 7, num_malicious_nodes=1)))["w"] == [2.0]
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.lists(st.integers(-4, 4), min_size=n, max_size=n), min_size=1, max_size=5),
+            st.integers(1, n),
+        )
+    ),
+    st.sampled_from(["f4", "f8"]),
+)
+def test_nearest_to_the_median_is_what_sorting_by_distance_finds(given, dtype):
+    rows, keep = given
+    found = nearest_to_median(np.array(rows, dtype), keep)
+    for row, value in zip(rows, found, strict=True):
+        middle = median(row)
+        nearest = sorted(row, key=lambda v: (abs(v - middle), v))[:keep]
+        assert value == pytest.approx(sum(nearest) / keep)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.floats(-1e30, 1e30), max_size=5),
+    st.sampled_from(["i1", "u1", "i2", "i4", "u4", "i8", "u8"]),
+)
+def test_what_is_beyond_an_integers_range_becomes_its_end(numbers, kind):
+    ends = np.iinfo(kind)
+    near = [float(ends.max), float(ends.min), np.nextafter(float(ends.max), 0)]
+    spec = spec_of("n", np.zeros(0, kind))
+    found = to_dtype(np.array(numbers + near), spec)
+    assert found.dtype == np.dtype(kind)
+    assert found.tolist() == [
+        min(max(round(number), ends.min), ends.max) for number in numbers + near
+    ]
+
+
+@pytest.mark.parametrize("name", ["krum", "multikrum"])
+def test_the_one_update_that_is_chosen_is_handed_on_as_it_is(store, name):
+    counts = [2**53 + 1, 2**62 + 3, 2**63 - 1, -(2**63), 5]
+    updates = [
+        {**point, "n": np.array(count, "i8")}
+        for point, count in zip(points(0, 2, 2, 2, 100), counts, strict=True)
+    ]
+    one = OneRound(store, {"w": np.zeros(1, "f4"), "n": np.array(0, "i8")}, updates)
+    options = {"num_nodes_to_select": 1} if name == "multikrum" else {}
+    strategy = make(name, 5, num_malicious_nodes=1, **options)
+    model = one.play(strategy)
+    assert values(model)["n"] == counts[1]
+    assert model.base is None  # it would hold on to all models before
+
+
+def test_multikrum_fails_where_it_would_choose_all_that_are_left(store):
+    one = OneRound(store, BEGIN, points(0, 1, 2, 3, 4, 5, np.nan))
+    strategy = make("multikrum", 7, num_malicious_nodes=1, num_nodes_to_select=6)
+    with pytest.raises(RunFailed, match="6 usable updates, min_successes is 7"):
+        one.play(strategy)
+
+
+def test_buffers_are_a_mean_of_the_updates_and_never_go_on_beyond(store):
+    """Centered clipping goes on where it went: a variance 1 -> 0.01 would be -0.98 next."""
+    task = Digits(hidden=2, norm=True)
+    names = task.model().state_dict()
+
+    def state(value: float, variance: float) -> dict[str, np.ndarray]:
+        found = {name: np.full(each.shape, value, "f4") for name, each in names.items()}
+        count = np.array(100 * variance, "i8")
+        return {
+            **found,
+            "2.running_var": np.full(2, variance, "f4"),
+            "2.num_batches_tracked": count,
+        }
+
+    brief = Brief(3, 1, task=task)
+    strategy = build({"name": "centered_clipping", "tau": 1e3, "iterations": 1}, brief)
+    model = OneRound(store, state(0, 1), [state(1, 0.01)] * 3).play(strategy)
+    assert values(model)["2.running_var"] == pytest.approx(0.01)
+    strategy.tau = 1e-3
+    found = values(OneRound(store, model, [state(1, 0.02)] * 3).play(strategy, 2))
+    assert found["1.bias"] == pytest.approx(2, abs=0.01)  # parameters do go on
+    assert found["2.running_var"] == pytest.approx(0.02)
+    assert found["2.num_batches_tracked"] == 2
+
+
+def test_values_beyond_all_bounds_are_divergence(store):
+    updates = [{"w": np.array([1.7e308])}] * 2
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        OneRound(store, {"w": np.zeros(1)}, updates).play(make("fedmedian"))
 
 
 def test_the_median_and_the_trimmed_mean_by_hand(store):

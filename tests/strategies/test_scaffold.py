@@ -172,7 +172,9 @@ def test_a_run_says_which_records_are_exact(tmp_path, monkeypatch):
             return update
 
     monkeypatch.setattr(rounds, "CidGrid", Grid)
-    play(tmp_path, *QUICK, "strategy=scaffold", "compression=int8", "+strategy.clip_update_norm=9.0")
+    play(
+        tmp_path, *QUICK, "strategy=scaffold", "compression=int8", "+strategy.clip_update_norm=9.0"
+    )
     assert set(told) == {("arrays", True), ("control", False)}
 
 
