@@ -183,9 +183,7 @@ class Cross(Selector):
         answers = sorted(self._answers.get(node, {}).items())
         asked = len({each.metadata.dst_node_id for each, by in self._asked if by == node})
         if 2 * len(answers) <= asked or not asked:
-            why = self._failed.get(
-                node, "no answer" if asked else "nobody was there"
-            )
+            why = self._failed.get(node, "no answer" if asked else "nobody was there")
             reason = f"{len(answers)} of {asked} evaluators gave a score, too few ({why})"
             return Score(node, cid, None, tuple(answers), one_line(reason))
         worse = statistics.median_low if self.direction == "max" else statistics.median_high
