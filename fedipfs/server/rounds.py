@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import random
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError
 from fedipfs.exchange import (
     NOT_FINITE,
     CidGrid,
-    Stamp,
     StoredArrays,
     Vault,
     check_update,
@@ -26,11 +23,9 @@ from fedipfs.exchange import (
     store_arrays,
     stored_cid,
 )
-from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
 from fedipfs.ipld import CID
 from fedipfs.server import records
-from fedipfs.server.cohort import Answers, CohortGrid, Flight, Flights, ask
-from fedipfs.server.engine.clock import SimulatedGrid
+from fedipfs.server.asking import Asking
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
 from fedipfs.server.selection import Selection
@@ -110,9 +105,17 @@ class Federation:
             compress_models=self.compress_models,
             exact=getattr(self.strategy, "extra_arrays", ()),
         )
-        self._offers: dict[int, dict[str, Any]] = {}  # node -> what it announces
-        self._asynchronous = bool(getattr(self.strategy, "asynchronous", False))
-        self._flights = Flights(self._edge, self.grid.now, self.deadline_s)
+        self.asking = Asking(
+            self._edge,
+            self.grid,
+            self.strategy,
+            self.selection,
+            self.config,
+            self.seed,
+            run=None if self.vault.party is None else str(self.run),
+            deadline_s=self.deadline_s,
+            poison=self.poison,
+        )
 
     def play(self, number: int, *, evaluate: Callable[[], bool]) -> Round:
         """Run round `number` (from 1) and store its record, which becomes `head`.
@@ -123,10 +126,8 @@ class Federation:
         """
         model_in = self.model
         self._began_with = model_in.cid
-        if self.vault.party is not None:
-            self._edge.stamp = Stamp(str(self.run), number)
         self.on_phase("training")
-        answers = (self._buffer if self._asynchronous else self._ask_cohort)(number)
+        answers = self.asking.train(number, self.model)
         replies = answers.replies
         arrived = [update for reply in replies if (update := self._update_in(reply)) is not None]
         self.on_phase("aggregating")
@@ -134,7 +135,7 @@ class Federation:
             self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
         aggregate = self._aggregate_own if self._screens else self._aggregate_stock
         arrays, metrics, updates, failures = aggregate(number, replies)
-        self._hear(number, replies, failures)
+        self.asking.heard(number, replies, failures)
         self.model = self._adopt(arrays, number)
         result = getattr(self.strategy, "result", None)
         named = self._names(failures)
@@ -151,7 +152,6 @@ class Federation:
             named.setdefault(name, f"evaluate: {reason}")
         aggregation = self._named(getattr(self.strategy, "notes", {}))
         strategy, links = save_state(self.strategy, self.vault)
-        flights = self._flights.all()
         record = records.round_record(
             number=number,
             run=self.run,
@@ -172,22 +172,19 @@ class Federation:
             aggregation=aggregation,
             strategy=strategy,
             clients=self.grid.states,
-            asking=self._asking(flights),
+            asking=self.asking.state(),
         )
         record, details = records.hide(self.vault, record, links)
         self.head = records.put(self.vault, record, self.run)
         states = [cid for state in self.grid.states.values() for cid in state]
-        bases = [cid for flight in flights for cid in _reference(flight.base) if cid is not None]
         order = [self.model.order] if self.model.order is not None else []
+        needed = [self.config, stored_cid(self.model), *order, strategy, *links, *states]
+        needed += self.asking.bases
         return Round(
             number=number,
             record=self.head,
             details=details,
-            needed=[
-                *dict.fromkeys(
-                    [self.config, stored_cid(self.model), *order, strategy, *links, *states, *bases]
-                )
-            ],
+            needed=list(dict.fromkeys(needed)),
             model=self.model,
             result=result or stored_cid(self.model),
             selected=len(replies) + answers.unneeded,
@@ -201,141 +198,6 @@ class Federation:
             compression=_mean_cost(arrived) if self.compression else None,
             sgd_steps=sum(_steps(update) for update in updates),
         )
-
-    def restore(self, asking: Mapping[str, Any]) -> None:
-        """Go on from the `asking` of the last round's record: who was left out, who is at work."""
-        self.selection.restore(asking["selection"])
-        for node, asked, (cid, order), began in asking["flights"]:
-            base = StoredArrays.open(self.vault, cid, order)
-            if isinstance(self.grid, SimulatedGrid):
-                self.grid.set_now(began)
-            self._send(asked, base, [node])
-        if isinstance(self.grid, SimulatedGrid):
-            self.grid.set_now(asking["now"])
-
-    def _asking(self, flights: list[Flight]) -> dict[str, Any]:
-        now = self.grid.now() if isinstance(self.grid, SimulatedGrid) else None
-        return {
-            "selection": self.selection.state(),
-            "flights": [
-                [
-                    flight.node,
-                    flight.asked,
-                    _reference(flight.base),
-                    None if now is None else flight.began,
-                ]
-                for flight in flights
-            ],
-            "now": now,
-        }
-
-    def _ask_cohort(self, number: int) -> Answers:
-        """A cohort trains, and all (or the first so many) are waited for."""
-        fit = self.selection.fit(number, *self._nodes(number))
-        cohort, enough = self.selection.cohort(number, fit), self.selection.size(len(fit))
-        follow = getattr(self.strategy, "follow_up", None)
-
-        def follow_up(reply: Message) -> Iterable[Message]:
-            return () if follow is None else follow(number, reply, self._edge)
-
-        answers = ask(
-            self._edge,
-            self._configured("train", number, self.model, cohort),
-            now=self.grid.now,
-            enough=enough if enough < len(cohort) else None,
-            deadline_s=self.deadline_s,
-            follow_up=follow_up if self.poison is None else None,
-        )
-        if self.poison is None:
-            return answers
-        # The adversary wants to see all updates before it makes its own.
-        replies = self._poisoned(number, answers.replies)
-        questions = [
-            each for reply in replies if not reply.has_error() for each in follow_up(reply)
-        ]
-        further = ask(self._edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
-        return Answers(replies, further.replies, answers.unneeded)
-
-    def _buffer(self, number: int) -> Answers:
-        """Clients train all the time; who answers is replaced, until the buffer is full."""
-        strategy: Any = self.strategy
-        fit = self.selection.fit(number, *self._nodes(number))
-        at_once = self.selection.size(len(fit))
-        replies: list[Message] = []
-        good = draw = 0
-        while good < strategy.buffer_size:
-            busy = {flight.node for flight in self._flights.all()}
-            busy |= {reply.metadata.src_node_id for reply in replies}
-            idle = [node for node in fit if node not in busy]
-            free = at_once - len(self._flights)
-            if idle and free > 0:
-                draw += 1
-                there = len(self._flights) + good
-                chosen = self.selection.choose(number, idle, free, draw=draw, there=there)
-                if chosen:
-                    self._send(number, self.model, chosen)
-            if not self._flights:
-                break
-            for reply in self._flights.land():
-                update = self._update_in(reply)
-                asked = (update and update.asked) or number
-                if strategy.is_late(number, asked):
-                    reply = error_instead(reply, _too_late(number - asked))
-                replies.append(reply)
-                good += not reply.has_error()
-        return Answers(self._poisoned(number, replies), [])
-
-    def _poisoned(self, number: int, replies: list[Message]) -> list[Message]:
-        """The replies as the adversary has them; what it changed nobody has signed."""
-        if self.poison is None:
-            return replies
-        poisoned = self.poison(number, replies)
-        for before, after in zip(replies, poisoned, strict=True):
-            if before is not after:
-                self._edge.signed.pop(after.metadata.src_node_id, None)
-        return poisoned
-
-    def _send(self, number: int, base: StoredArrays, nodes: list[int]) -> None:
-        if self.vault.party is not None:
-            self._edge.stamp = Stamp(str(self.run), number)
-        self._flights.send(self._configured("train", number, base, nodes), number, base)
-
-    def _nodes(self, number: int) -> tuple[list[int], dict[int, dict[str, Any]]]:
-        """The nodes that are there, and what they offer, as far as that matters."""
-        nodes = list(self._edge.get_node_ids())
-        unknown = [node for node in nodes if node not in self._offers]
-        if self.selection.requires and unknown:
-            self._offers |= self._announced(number, unknown)
-        return nodes, self._offers
-
-    def _announced(self, number: int, nodes: list[int]) -> dict[int, dict[str, Any]]:
-        config = ConfigRecord({"run-config": str(self.config), "server-round": number})
-        questions = [
-            self._edge.create_message(RecordDict({"config": config}), CAPABILITIES, node, "")
-            for node in nodes
-        ]
-        answers = ask(self._edge, questions, now=self.grid.now)
-        return {
-            reply.metadata.src_node_id: dict(next(iter(reply.content.config_records.values()), {}))
-            for reply in answers.replies
-            if not reply.has_error()
-        }
-
-    def _configured(
-        self, what: str, number: int, model: StoredArrays, nodes: list[int]
-    ) -> list[Message]:
-        """The strategy's messages to these nodes, and no others."""
-        # Flower's strategies draw from the global generator, which clients in this process
-        # (engine=serial) have used meanwhile.
-        seed = np.random.SeedSequence([self.seed, number, what == "evaluate"])
-        random.seed(int(seed.generate_state(1)[0]))
-        configure = getattr(self.strategy, f"configure_{what}")
-        config = ConfigRecord({"run-config": str(self.config)})
-        return list(configure(number, model, config, CohortGrid(self._edge, nodes)))
-
-    def _hear(self, number: int, replies: list[Message], failures: Mapping[int, str]) -> None:
-        nodes = [reply.metadata.src_node_id for reply in replies]
-        self.selection.heard(number, [node for node in nodes if node not in failures], failures)
 
     def _named(self, value: Any) -> Any:
         """`value` with the names of clients in the place of node ids."""
@@ -390,11 +252,10 @@ class Federation:
 
         First as the strategy aggregates them, then the median client's.
         """
-        messages = self._configured("evaluate", number, self.model, cohort)
-        if not messages:
+        replies = self.asking.evaluate(number, self.model, cohort)
+        if not replies:
             return None, None, {}
-        answers = ask(self._edge, messages, now=self.grid.now, deadline_s=self.deadline_s)
-        good, failures = self._screened(answers.replies, arrays=0)
+        good, failures = self._screened(replies, arrays=0)
         for node, reason in failures.items():
             log.warning("round %d: %s: evaluate: %s", number, self.grid.name_of(node), reason)
         metrics = self.strategy.aggregate_evaluate(number, good) if good else None
@@ -468,11 +329,3 @@ def _mean_cost(updates: list[StoredArrays]) -> dict[str, float] | None:
         return None
     ratio = sum(cost.stored for cost in costs) / dense
     return {"ratio": ratio, "error": sum(cost.error for cost in costs) / len(costs)}
-
-
-def _reference(arrays: StoredArrays) -> list[CID | None]:
-    return [stored_cid(arrays), arrays.order]
-
-
-def _too_late(late: int) -> Error:
-    return Error(CLIENT_APP_RAISED_EXCEPTION, f"its update came {late} models late")

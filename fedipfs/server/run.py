@@ -5,44 +5,35 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from fedipfs.errors import Diverged, RunError, RunInterrupted
 from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid, tensors_of
-from fedipfs.flower_compat import flower_logger
 from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
-from fedipfs.server import parties, records
-from fedipfs.server.attack import Adversary, malicious, node_config
+from fedipfs.server import parties, records, results, simulation
 from fedipfs.server.bench import Bench
 from fedipfs.server.best import Best, source
-from fedipfs.server.engine.clock import SimulatedGrid, durations
-from fedipfs.server.engine.local import FIRST_NODE, RUN_ID, LocalGrid, Traffic, client_name
-from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
+from fedipfs.server.engine.local import Traffic, client_name
+from fedipfs.server.engine.pool import Pool
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.keep import Keeper
-from fedipfs.server.records import plain
+from fedipfs.server.logs import LogFile, QuietFlower
 from fedipfs.server.rounds import Federation, Round
-from fedipfs.server.selection import Selection
 from fedipfs.server.settings import cohort_size, recorded
 from fedipfs.server.stopping import Stopping
 from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
 from fedipfs.trust.party import Party
 from fedipfs.weights.compression import Spec
-
-CLIENT_APP = "fedipfs.clients.app:app"
-WORKER = "fedipfs.clients.worker:serve"
 
 
 def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) -> dict[str, Any]:
@@ -55,7 +46,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
     folder then holds all completed rounds.
     """
     began = time.monotonic()
-    with _QuietFlower():
+    with QuietFlower():
         progress.phase("loading data and model")
         # A run that goes on takes its model from the store.
         bench = Bench.prepare({**config, "init_from": None} if resume else config)
@@ -65,7 +56,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
         else:
             folder = RunFolder.create(config["runs_dir"], config["run_id"], config["experiment"])
         try:
-            with _LogFile(folder.path / "log.txt"):
+            with LogFile(folder.path / "log.txt"):
                 return _Session(bench, folder, progress, began).run()
         finally:
             progress.close()
@@ -140,7 +131,7 @@ class _Session:
         pool: Pool | None = None
         status, error = "failed", None
         try:
-            pool = _pool(config, self.vault)
+            pool = simulation.pool(config, self.vault)
             self._rounds(pool, last + 1)
             if self.stopping.diverged:
                 raise Diverged(self.stopping.diverged)
@@ -228,13 +219,13 @@ class _Session:
 
     def _rounds(self, pool: Pool, first: int) -> None:
         config, bench, progress = self.config, self.bench, self.progress
-        grid = self._grid(pool)
+        grid = simulation.grid(config, pool, self.states, progress.client_done)
         self.traffic = grid.traffic
         federation = Federation(
             self.vault,
             grid,
             bench.strategy,
-            self._selection(),
+            simulation.selection(config, bench.min_successes),
             self.model,
             self.recorded,
             self.first,
@@ -244,14 +235,14 @@ class _Session:
             deadline_s=config["clients"]["deadline_s"],
             compression=Spec.of(config["compression"]),
             compress_models=bool(config["compression"].get("down")),
-            poison=self._adversary(),
+            poison=simulation.adversary(config, bench.strategy),
             prefetch=bool(config["store"].get("prefetch")),
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:
             federation.evaluate = lambda model, result: bench.evaluate(model, config, result)
         if self.asking is not None:
-            federation.restore(self.asking)
+            federation.asking.restore(self.asking, self.vault)
         progress.start(
             self.folder.run_id,
             config["experiment"],
@@ -267,39 +258,6 @@ class _Session:
             if self.stopped:
                 break
         self._settle()
-
-    def _grid(self, pool: Pool) -> LocalGrid:
-        clients = self.config["clients"]
-        nodes: dict[str, Any] = {
-            "states": self.states,
-            "on_reply": self.progress.client_done,
-            "config_of": lambda part: node_config(self.config["attack"], part, clients["total"]),
-        }
-        if clients["clock"] == "real":
-            return LocalGrid(pool, clients["total"], **nodes)
-        pace = durations(clients["spread"], self.config["seed"])
-        return SimulatedGrid(pool, clients["total"], duration=pace, **nodes)
-
-    def _adversary(self) -> Adversary | None:
-        """The attack that the experiment simulates, if it does."""
-        attack, clients = self.config["attack"], self.config["clients"]["total"]
-        if attack["name"] == "none":
-            return None
-        nodes = {FIRST_NODE + partition for partition in malicious(attack, clients)}
-        strategy = self.bench.strategy
-        screens = getattr(strategy, "screens_replies", False)
-        extra = getattr(strategy, "extra_arrays", ())
-        return Adversary(attack, nodes, read=not screens, extra=extra)
-
-    def _selection(self) -> Selection:
-        clients = self.config["clients"]
-        names = ("per_round", "extra", "select", "requires", "exclude_after", "rest_rounds")
-        return Selection(
-            **{name: clients[name] for name in names},
-            least=self.bench.min_successes,
-            seed=self.config["seed"],
-            name_of=lambda node: client_name(node - FIRST_NODE),
-        )
 
     def _out_of_time(self) -> str | None:
         return self.stopping.out_of_time(time.monotonic() - self.began)
@@ -322,7 +280,7 @@ class _Session:
             "sent": now.sent - before.sent + own.sent_bytes - counters.sent_bytes,
             "fetched": now.fetched - before.fetched + own.fetched_bytes - counters.fetched_bytes,
         }
-        line = _line(done, moved, time.monotonic() - began)
+        line = results.line(done, moved, time.monotonic() - began)
         self.stopped = self.stopping.see(line)
         if self.stopping.diverged:
             line["diverged"] = self.stopping.diverged
@@ -361,11 +319,6 @@ class _Session:
 
     def _summary(self, status: str, error: str | None) -> dict[str, Any]:
         config, lines = self.config, self.lines
-        asked = sum(line["clients"]["selected"] for line in lines) or 1
-        best = self.best.so_far
-        of_result = [line for line in lines if line["model_cid"] == str(self.result)]
-        found = (line["server"] or line["evaluate"] for line in reversed(of_result or lines))
-        results = next((dict(each) for each in found if each), {})
         return {
             "run_id": self.folder.run_id,
             "experiment": config["experiment"],
@@ -373,29 +326,11 @@ class _Session:
             "strategy": config["strategy"]["name"],
             "engine": config["engine"]["name"],
             "seal": config["seal"],
-            "rounds_completed": len(lines),
-            "final_model_cid": str(self.result) if lines else None,
-            "best_model_cid": best and str(best.model),
-            "best_round": best and best.round,
-            "head_cid": str(self.head) if lines else None,
-            "metrics": results,
+            **results.outcome(lines, self.result, self.best.so_far, self.head),
+            **results.totals(lines),
             "seconds": {
                 "total": round(time.monotonic() - self.began, 3),
                 "rounds": round(sum(line["seconds"] for line in lines), 3),
-            },
-            "sgd_steps": sum(line["sgd_steps"] for line in lines),
-            "bytes": {
-                "flower_per_client_round": round(
-                    sum(
-                        line["bytes"]["flower_per_client"] * line["clients"]["selected"]
-                        for line in lines
-                    )
-                    / asked
-                ),
-                "store_put": sum(line["bytes"]["store_put"] for line in lines),
-                "store_get": sum(line["bytes"]["store_get"] for line in lines),
-                "sent": sum(line["bytes"].get("sent", 0) for line in lines),
-                "fetched": sum(line["bytes"].get("fetched", 0) for line in lines),
             },
             "peak_rss_mb": round(max(self.traffic.peak_rss, peak_rss()) / 1e6, 1),
             "privacy": None,
@@ -405,100 +340,8 @@ class _Session:
         }
 
 
-def _pool(config: Mapping[str, Any], vault: Vault) -> Pool:
-    root, engine = config["data"]["root"], config["engine"]
-    keys = Path(config["runs_dir"]) / config["run_id"] / parties.FOLDER
-    options = {
-        "app": CLIENT_APP,
-        "store": dict(config["store"]),
-        "keys": None if vault.party is None else str(keys.absolute()),
-        "seal": vault.seal,
-        "run_id": RUN_ID,
-        "seed": config["seed"],
-        "run_config": {},
-        "node_config": {
-            "data-root": str(Path(root).absolute()) if root else "",
-            "allowed-tasks": config["task"]["target"].rpartition(":")[0],
-        },
-        "threads": 1,
-        "offline": engine["name"] != "serial",  # the server has downloaded what there was
-    }
-    if engine["name"] == "serial":
-        return SerialPool(WORKER, options)
-    return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
-
-
 def _store_option(store: Mapping[str, Any]) -> str | None:
     """What `fedipfs store --store` takes to find a run's blocks; of a cache, the folder."""
     if store.get("kind") == "kubo":
         return f"kubo:{store['address']}"
     return store.get("path")
-
-
-def _line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
-    failed = [{"client": name, "reason": why} for name, why in done.failures.items()]
-    line: dict[str, Any] = plain(
-        {
-            "round": done.number,
-            "seconds": round(seconds, 4),
-            "train": done.train,
-            "evaluate": done.evaluate,
-            "median": done.median,
-            "server": done.server,
-            "clients": {
-                "selected": done.selected,
-                "ok": done.succeeded,
-                "failed": failed,
-            },
-            "sgd_steps": done.sgd_steps,
-            "bytes": moved,
-            "aggregation": _with_texts(done.aggregation),
-            "compression": done.compression,
-            "model_cid": str(done.result),
-            "record_cid": str(done.record),
-        }
-    )
-    return line
-
-
-def _with_texts(value: Any) -> Any:
-    """`value` as JSON can hold it: CIDs as text."""
-    if isinstance(value, Mapping):
-        return {key: _with_texts(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_texts(item) for item in value]
-    return str(value) if isinstance(value, CID) else value
-
-
-class _LogFile:
-    """Sends the log to a run's log.txt."""
-
-    def __init__(self, path: Path) -> None:
-        self._handler = logging.FileHandler(path, encoding="utf-8")
-        self._handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        )
-        self._root = logging.getLogger()
-
-    def __enter__(self) -> None:
-        self._level = self._root.level
-        self._root.addHandler(self._handler)
-        self._root.setLevel(logging.INFO)
-
-    def __exit__(self, *_: object) -> None:
-        self._root.removeHandler(self._handler)
-        self._root.setLevel(self._level)
-        self._handler.close()
-
-
-class _QuietFlower:
-    """Takes Flower's log off the terminal; it goes where the root logger's goes."""
-
-    def __enter__(self) -> None:
-        self._logger = flower_logger()
-        self._before = (self._logger.handlers, self._logger.propagate)
-        self._logger.handlers, self._logger.propagate = [logging.NullHandler()], True
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.handlers, self._logger.propagate = self._before

@@ -1,0 +1,92 @@
+"""The clients of a run on this machine, as its configuration describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedipfs.exchange import Vault
+from fedipfs.ipld import CID
+from fedipfs.server import parties
+from fedipfs.server.attack import Adversary, malicious, node_config
+from fedipfs.server.engine.clock import SimulatedGrid, durations
+from fedipfs.server.engine.local import FIRST_NODE, RUN_ID, LocalGrid, client_name
+from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
+from fedipfs.server.selection import Selection
+
+CLIENT_APP = "fedipfs.clients.app:app"
+WORKER = "fedipfs.clients.worker:serve"
+
+
+def pool(config: Mapping[str, Any], vault: Vault) -> Pool:
+    """The workers that `engine` asks for, with the run's data, store and keys."""
+    root, engine = config["data"]["root"], config["engine"]
+    keys = Path(config["runs_dir"]) / config["run_id"] / parties.FOLDER
+    options = {
+        "app": CLIENT_APP,
+        "store": dict(config["store"]),
+        "keys": None if vault.party is None else str(keys.absolute()),
+        "seal": vault.seal,
+        "run_id": RUN_ID,
+        "seed": config["seed"],
+        "run_config": {},
+        "node_config": {
+            "data-root": str(Path(root).absolute()) if root else "",
+            "allowed-tasks": config["task"]["target"].rpartition(":")[0],
+        },
+        "threads": 1,
+        "offline": engine["name"] != "serial",  # the server has downloaded what there was
+    }
+    if engine["name"] == "serial":
+        return SerialPool(WORKER, options)
+    return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
+
+
+def grid(
+    config: Mapping[str, Any],
+    pool: Pool,
+    states: dict[int, list[CID]],
+    on_reply: Callable[[str, bool], None],
+) -> LocalGrid:
+    """The nodes, on the real or the simulated clock; attackers know of it where they must."""
+    clients, attack = config["clients"], config["attack"]
+    total = clients["total"]
+    nodes: dict[str, Any] = {
+        "states": states,
+        "on_reply": on_reply,
+        "config_of": lambda partition: node_config(attack, partition, total),
+    }
+    if clients["clock"] == "real":
+        return LocalGrid(pool, total, **nodes)
+    pace = durations(clients["spread"], config["seed"])
+    return SimulatedGrid(pool, total, duration=pace, **nodes)
+
+
+def adversary(config: Mapping[str, Any], strategy: Strategy) -> Adversary | None:
+    """The attack that the experiment simulates, if it does."""
+    attack = config["attack"]
+    if attack["name"] == "none":
+        return None
+    partitions = malicious(attack, config["clients"]["total"])
+    screens = getattr(strategy, "screens_replies", False)
+    return Adversary(
+        attack,
+        {FIRST_NODE + partition for partition in partitions},
+        read=not screens,
+        extra=getattr(strategy, "extra_arrays", ()),
+    )
+
+
+def selection(config: Mapping[str, Any], least: int) -> Selection:
+    """Who is asked; `least` good updates are needed in a round."""
+    clients = config["clients"]
+    names = ("per_round", "extra", "select", "requires", "exclude_after", "rest_rounds")
+    return Selection(
+        **{name: clients[name] for name in names},
+        least=least,
+        seed=config["seed"],
+        name_of=lambda node: client_name(node - FIRST_NODE),
+    )
