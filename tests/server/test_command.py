@@ -53,7 +53,7 @@ def test_a_run_prints_its_rounds_and_what_it_left(tmp_path):
         (["+experiment=digitz"], "unknown experiment 'digitz'; did you mean 'digits'? choose one"),
         (
             ["+experiment=digits", "strategy=xx"],
-            "unknown strategy 'xx'; choose one of: bulyan,",
+            "unknown strategy 'xx'; choose one of: average, best_model, bulyan,",
         ),
         (["experiment=digits"], "+experiment=digits"),
         (["+rounds=3"], "leave out the plus: rounds=3"),
