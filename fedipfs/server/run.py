@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedipfs.errors import Diverged, RunError, RunInterrupted
+from fedipfs.errors import Diverged, RunError, RunInterrupted, StoreError
 from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid, tensors_of
 from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
@@ -34,6 +35,8 @@ from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
 from fedipfs.trust.party import Party
 from fedipfs.weights.compression import Spec
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) -> dict[str, Any]:
@@ -308,10 +311,16 @@ class _Session:
     def _write_results(self, status: str, error: str | None) -> dict[str, Any]:
         """summary.json, report.html and, after a round, model.safetensors and best.safetensors."""
         folder = self.folder
-        if self.lines:
-            folder.write_model("model.safetensors", tensors_of(self.vault, self.result).file())
-        if (best := self.best.so_far) is not None:
-            folder.write_model("best.safetensors", tensors_of(self.vault, best.model).file())
+        try:
+            if self.lines:
+                folder.write_model("model.safetensors", tensors_of(self.vault, self.result).file())
+            if (best := self.best.so_far) is not None:
+                folder.write_model("best.safetensors", tensors_of(self.vault, best.model).file())
+        except StoreError as problem:
+            if status == "finished":
+                raise
+            # A run that ended because its store is away says so, not that this failed as well.
+            log.warning("the models could not be written to %s: %s", folder.path, problem)
         summary = self._summary(status, error)
         write_json(folder.path / "summary.json", summary)
         folder.write("report.html", render(summary, self.lines, folder.read("config.yaml")))
