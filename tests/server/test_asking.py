@@ -163,6 +163,7 @@ def test_clipped_updates_go_through_whole_runs(tmp_path, strategy):
         (["strategy=scaffold", "+train.optimizer.momentum=0.9"], "momentum"),
         (["strategy=krum", "strategy.num_malicious_nodes=3"], "clients a round"),
         (["strategy=ensemble", "strategy.distill={steps: 5}"], r"held_out"),
+        (["evaluate.federated=true", "data.validation=0"], r"set data\.validation=0\.1"),
         (["data.held_out=0.001"], "leaves nothing on one side"),
         (["compression=topk", "compression.fraction=1.5"], "fraction"),
         (["compression=topk", "+compression.down=true"], "down"),

@@ -311,7 +311,6 @@ def test_a_failing_client_is_named_in_line_and_record(tmp_path, monkeypatch):
         (["clients.min_successes=9"], "clients.min_successes=9 is more than"),
         (["data.partition=sorted"], "data.partition=sorted is not one of iid, dirichlet"),
         (["data.validation=1.5"], "data.validation=1.5"),
-        (["evaluate.federated=true", "data.validation=0"], "data.validation=0.1"),
         (["train.batch_size=0"], "train.batch_size=0"),
         (["train.epochs=null"], "train.epochs=None"),
         (["train.device=tpu"], "train.device=tpu"),
