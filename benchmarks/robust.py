@@ -1,13 +1,13 @@
 """Robust rules: accuracy under attack, and what they cost.
 
 Accuracy: rules x attacks x how unlike the clients are (IID, Dirichlet 0.5 and 0.1), 10 clients of
-which 2 attack, the accuracy on the test set after the last round (nan: it diverged), in the manner of Flower's table
-under a Gaussian attack (alpha 0.5 / 0.1: FedAvg .608/.520, median .842/.695, trimmed mean
-.851/.762, MultiKrum .856/.788; other model and attack strength). The task is `mnist`, its CNN, with
-few SGD steps a round, so that the whole table takes some 15 minutes on two cores; without MNIST's
-files (FEDIPFS_DATA) it is the stand-in digits, and goals are not judged. Goal, on MNIST and IID:
-under Gaussian noise MultiKrum within 3 points of plain FedAvg unattacked, where FedAvg loses over
-15.
+which 2 attack, the accuracy on the test set after the last round (nan: it diverged), in the manner
+of Flower's table under a Gaussian attack (alpha 0.5 / 0.1: FedAvg .608/.520, median .842/.695,
+trimmed mean .851/.762, MultiKrum .856/.788; other model and attack strength). The task is `mnist`,
+its CNN, with few SGD steps a round, so that the whole table takes some 15 minutes on two cores;
+without MNIST's files (FEDIPFS_DATA) it is the stand-in digits, and goals are not judged. Goal, on
+MNIST and IID: under Gaussian noise MultiKrum within 3 points of plain FedAvg unattacked, where
+FedAvg loses over 15.
 
 Cost: seconds and peak memory of one aggregation of 50 updates of 11 million float32 parameters
 from a folder store, against one NumPy pass over the same values in plain files (as in
