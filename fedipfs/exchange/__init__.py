@@ -21,6 +21,7 @@ from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import NOT_FINITE, check_examples, check_finite, check_update
 from fedipfs.exchange.loading import load_model
 from fedipfs.exchange.mod import cid_mod
+from fedipfs.exchange.over import GridOver
 from fedipfs.exchange.signing import Stamp, signed_bytes, stamp_of
 from fedipfs.exchange.vault import SEALS, Seal, Vault, choose_seal, vault_of
 
@@ -30,6 +31,7 @@ __all__ = [
     "CidGrid",
     "Cost",
     "Exchange",
+    "GridOver",
     "Recipe",
     "Seal",
     "Stamp",

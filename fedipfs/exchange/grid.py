@@ -25,6 +25,7 @@ from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
 from fedipfs.exchange.inspect import open_update
 from fedipfs.exchange.mod import PREFETCH
+from fedipfs.exchange.over import GridOver
 from fedipfs.exchange.signing import Stamp, address, signature_of, signed_bytes, stamp_of
 from fedipfs.exchange.vault import Vault, explicit
 from fedipfs.exchange.waiting import receive
@@ -39,7 +40,7 @@ _Sent = tuple[Message, dict[str, StoredArrays]]  # a message and the arrays that
 _REFUSALS = (BadUpdate, EdgeError, StoreError, FormatError, SignatureRefused)
 
 
-class CidGrid(Grid):
+class CidGrid(GridOver):
     """Wraps `grid` so that only CIDs and small scalars pass through it.
 
     Array records of outgoing messages go into `store` and their CIDs into the messages; replies
@@ -74,7 +75,7 @@ class CidGrid(Grid):
         compress_models: bool = False,
         exact: Collection[str] = (),
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._exchange = Exchange(
             default_vault("coordinator") if store is None else explicit(store)
         )
@@ -93,26 +94,6 @@ class CidGrid(Grid):
         ] = {}  # node -> its last update as signed, and how
         self._sent: dict[str, _Sent] = {}  # message id -> what was pushed
         self._model: dict[str, dict[str, TensorSpec]] = {}  # record key -> as it first went out
-
-    def set_run(self, run: Any) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[Any]:
         return self._grid.get_nodes()

@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedipfs.exchange import CidGrid, StoredArrays
+from fedipfs.exchange import CidGrid, GridOver, StoredArrays
 
 FollowUp = Callable[[Message], Iterable[Message]]
 
 
-class CohortGrid(Grid):
+class CohortGrid(GridOver):
     """Shows only `nodes` of a grid, so that a strategy that asks all of them asks the cohort."""
 
-    def __init__(self, grid: CidGrid, nodes: Iterable[int]) -> None:
-        self._grid, self._nodes = grid, list(nodes)
+    def __init__(self, grid: Grid, nodes: Iterable[int]) -> None:
+        super().__init__(grid)
+        self._nodes = list(nodes)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._nodes)
-
-    def set_run(self, run: Any) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 class Answers(NamedTuple):

@@ -17,7 +17,7 @@ import fedipfs.conf
 from fedipfs import tasks
 from fedipfs.server.words import quoted
 from fedipfs.strategies import STRATEGIES, Brief
-from fedipfs.strategies.build import parameters
+from fedipfs.strategies.catalogue import parameters
 
 CONF = Path(next(iter(fedipfs.conf.__path__)))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))

@@ -28,7 +28,7 @@ from fedipfs.exchange import (
 )
 from fedipfs.ipld import CID, unixfs
 from fedipfs.store import FolderStore, dag
-from fedipfs.strategies.build import STRATEGIES
+from fedipfs.strategies.catalogue import STRATEGIES
 from fedipfs.weights import Weights
 from fedipfs.weights.compression import Spec, encode
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedipfs.errors import ConfigError
 from fedipfs.strategies import Brief, build
-from fedipfs.strategies.build import required_successes
+from fedipfs.strategies.catalogue import required_successes
 
 BRIEF = Brief(per_round=8, min_successes=4)
 
