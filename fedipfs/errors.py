@@ -3,6 +3,7 @@
     FedIPFSError                      has `exit_code`, the process's answer when nobody catches it
     ├── UserError                     2: the user's to fix
     │   ├── ConfigError               a configuration value, or a combination of them
+    │   │   └── UnsupportedModel      a model that DP-SGD cannot train privately; names the layers
     │   ├── DataError                 data files: missing, malformed, wrong checksum
     │   ├── RunError                  a run's folder: exists, not found, in use, finished
     │   ├── StoreError                the block store
@@ -14,7 +15,9 @@
     │   │   ├── BlockNotFound         a CID the store does not hold
     │   │   └── BlockCorrupt          bytes that do not hash to their CID
     │   ├── KeyFileError              a file of private keys: unreadable, open to others, damaged
-    │   └── TrustListError            a trust list: unreadable, malformed, contradictory
+    │   ├── TrustListError            a trust list: unreadable, malformed, contradictory
+    │   └── LedgerError               a privacy ledger: missing, unreadable, in use, or altered
+    │       └── LedgerTampered        its chain is broken, or its end is missing
     ├── FormatError (ValueError)      2: bytes or text that do not follow their specification
     │   ├── CidError
     │   ├── UnixFSError
@@ -37,6 +40,7 @@
     │   ├── SignerExpired             outside the dates of the trust list
     │   └── SignerRevoked
     ├── EdgeError                     1: a message that would carry more than CIDs through Flower
+    ├── BudgetSpent                   3: a round would pass what a site's privacy ledger allows
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, ...
     │   └── Diverged                  the loss or the weights left all bounds
@@ -69,6 +73,10 @@ class UserError(FedIPFSError):
 
 class ConfigError(UserError):
     """A configuration value, or a combination of values, that cannot be right."""
+
+
+class UnsupportedModel(ConfigError):
+    """A model, or a loss, that DP-SGD cannot train privately."""
 
 
 class DataError(UserError):
@@ -117,6 +125,14 @@ class KeyFileError(UserError):
 
 class TrustListError(UserError):
     """A trust list that is unreadable, malformed or contradicts itself."""
+
+
+class LedgerError(UserError):
+    """A privacy ledger that is missing, unreadable, in use, or does not fit the data set."""
+
+
+class LedgerTampered(LedgerError):
+    """A privacy ledger whose chain is broken or whose end is missing."""
 
 
 class FormatError(FedIPFSError, ValueError):
@@ -209,6 +225,12 @@ class SignerRevoked(SignatureRefused):
 
 class EdgeError(FedIPFSError):
     """A message that would carry more than CIDs and small scalars through Flower."""
+
+
+class BudgetSpent(FedIPFSError):
+    """What was asked would pass the privacy budget that a site has set for its data."""
+
+    exit_code = 3
 
 
 class BadUpdate(FedIPFSError):
