@@ -16,6 +16,7 @@
     │   │   └── BlockCorrupt          bytes that do not hash to their CID
     │   ├── KeyFileError              a file of private keys: unreadable, open to others, damaged
     │   ├── TrustListError            a trust list: unreadable, malformed, contradictory
+    │   ├── JournalError              a secure-aggregation journal: unreadable, altered, not ours
     │   └── LedgerError               a privacy ledger: missing, unreadable, in use, or altered
     │       └── LedgerTampered        its chain is broken, or its end is missing
     ├── FormatError (ValueError)      2: bytes or text that do not follow their specification
@@ -27,6 +28,7 @@
     │   ├── CompressionError          an update that cannot be compressed as asked
     │   │   ├── BadPayload            a compressed update that is malformed, or not as asked
     │   │   └── WrongBase             a compressed update to another model than was sent
+    │   ├── BadMessage                a message of secure aggregation that is malformed
     │   └── EnvelopeError             sealed bytes that cannot be opened
     │       ├── EnvelopeVersion       sealed in a form that this version does not know
     │       ├── EnvelopeTampered      changed, reordered or spliced since it was sealed
@@ -39,8 +41,21 @@
     │   ├── SignerUnknown             nobody in the trust list, or not in that role
     │   ├── SignerExpired             outside the dates of the trust list
     │   └── SignerRevoked
+    ├── SecAggRefused                 3: what an honest party to secure aggregation never asks or says
+    │   ├── BelowFloor                parameters weaker than a site permits, or not those it pinned
+    │   ├── NotInCohort               from, or to, somebody whom the session does not name
+    │   ├── WrongKeys                 swapped, copied or worthless keys
+    │   ├── WrongShare                a share that does not open, or was not asked for
+    │   ├── WrongVector               a masked vector in another's place, or of another shape
+    │   ├── SurvivorsDiffer           not the survivors that this party, or another, has seen
+    │   ├── BothShares                asked for both shares of one peer
+    │   ├── SecondAnswer              a second answer that would differ from the first
+    │   ├── OutOfTurn                 a stage before the one that it builds on
+    │   └── TooLate                   after its stage, or its round, was closed
+    ├── SecAggFailed                  3: too few are left to unmask a sum, or shares are wrong
     ├── EdgeError                     1: a message that would carry more than CIDs through Flower
     ├── BudgetSpent                   3: a round would pass what a site's privacy ledger allows
+    ├── PrivacyRequired               3: a site was asked for what it gives away only with privacy
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, ...
     │   └── Diverged                  the loss or the weights left all bounds
@@ -127,6 +142,10 @@ class TrustListError(UserError):
     """A trust list that is unreadable, malformed or contradicts itself."""
 
 
+class JournalError(UserError):
+    """A journal of secure aggregation that is unreadable, altered, or open to other users."""
+
+
 class LedgerError(UserError):
     """A privacy ledger that is missing, unreadable, in use, or does not fit the data set."""
 
@@ -171,6 +190,10 @@ class BadPayload(CompressionError):
 
 class WrongBase(CompressionError):
     """A compressed update that is relative to another model than the one that was sent."""
+
+
+class BadMessage(FormatError):
+    """A message of secure aggregation that is malformed."""
 
 
 class EnvelopeError(FormatError):
@@ -223,12 +246,70 @@ class SignerRevoked(SignatureRefused):
     """The signer's key is revoked in the trust list."""
 
 
+class SecAggRefused(FedIPFSError):
+    """What an honest party to secure aggregation never asks or says."""
+
+    exit_code = 3
+
+
+class BelowFloor(SecAggRefused):
+    """Parameters that are weaker than a site permits, or not the ones that it has pinned."""
+
+
+class NotInCohort(SecAggRefused):
+    """Somebody whom the session does not name."""
+
+
+class WrongKeys(SecAggRefused):
+    """Keys that are swapped, copied, of small order, or not the ones that were sent."""
+
+
+class WrongShare(SecAggRefused):
+    """A share that does not open, is missing, or was not asked for."""
+
+
+class WrongVector(SecAggRefused):
+    """A masked vector in the place of another, or of the wrong shape or type."""
+
+
+class SurvivorsDiffer(SecAggRefused):
+    """Survivors that are not those which this party, or another one, has seen."""
+
+
+class BothShares(SecAggRefused):
+    """Asked for a share of both secrets of one peer, which together would unmask it."""
+
+
+class SecondAnswer(SecAggRefused):
+    """A second answer that would differ from the first."""
+
+
+class OutOfTurn(SecAggRefused):
+    """A stage that comes before the one it builds on."""
+
+
+class TooLate(SecAggRefused):
+    """A message after its stage, or its round, was closed."""
+
+
+class SecAggFailed(FedIPFSError):
+    """A secure aggregation cannot give a sum: too few are left, or shares are wrong."""
+
+    exit_code = 3
+
+
 class EdgeError(FedIPFSError):
     """A message that would carry more than CIDs and small scalars through Flower."""
 
 
 class BudgetSpent(FedIPFSError):
     """What was asked would pass the privacy budget that a site has set for its data."""
+
+    exit_code = 3
+
+
+class PrivacyRequired(FedIPFSError):
+    """A site was asked for something that it gives away only with differential privacy."""
 
     exit_code = 3
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from fedipfs.cli import doctor, keys, runs, store
+from fedipfs.cli import doctor, keys, planning, privacy, runs, store
 from fedipfs.cli.base import Commands
 from fedipfs.errors import FedIPFSError
 
@@ -101,5 +101,7 @@ def completion(shell: str) -> None:
 
 app.add_command(doctor.doctor)
 app.add_command(keys.commands)
+app.add_command(privacy.commands)
+privacy.commands.add_command(planning.plan)
 app.add_command(runs.commands)
 app.add_command(store.commands)

@@ -10,7 +10,9 @@ What a train message's "config" record says:
 - `control-round` (SCAFFOLD, with an array record `control`): the last round whose control variate
   the server took up;
 - `personal`: patterns of the tensors that stay here; what came in is answered in their place;
-- `task-options`: a JSON object, the options of another architecture for the same task.
+- `task-options`: a JSON object, the options of another architecture for the same task;
+- under privacy `run`, what the site's ledger calls the run (see private.py), and `loss`: answer
+  also the loss of the model that came.
 
 An evaluate message has the first two, `personal` and `task-options`, or `ensemble`, the CID of
 the ensemble that it asks about, and then no arrays; of several messages to a client only those to
@@ -30,13 +32,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedipfs import data, tasks
-from fedipfs.clients import personal
+from fedipfs.clients import personal, private
 from fedipfs.clients.control import Control
 from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
 from fedipfs.errors import ConfigError
 from fedipfs.exchange import (
+    StoredArrays,
     cid_mod,
     default_vault,
     from_torch,
@@ -45,6 +48,7 @@ from fedipfs.exchange import (
     to_torch,
 )
 from fedipfs.ipld import CID
+from fedipfs.privacy.fingerprint import fingerprint
 
 app = ClientApp(mods=[cid_mod])
 
@@ -53,6 +57,7 @@ app = ClientApp(mods=[cid_mod])
 def train(message: Message, context: Context) -> Message:
     """Train the model that came in on this client's examples."""
     site, ask = _site(message, context), _ask(message)
+    guard = site.guard(message, context)
     examples, held_out = site.examples(context)
     server_round = int(ask["server-round"])  # type: ignore[arg-type]
     task, model = site.load(message)
@@ -62,6 +67,7 @@ def train(message: Message, context: Context) -> Message:
         [site.config["seed"], server_round, int(context.node_config["partition-id"])]
     )
     seed = int(seeds.generate_state(1)[0])
+    loss = guard.loss(task, model, examples) if guard and ask.get("loss") else None
     if ask.get("answer") == "gradient":
         answer, metrics = gradient(
             task,
@@ -71,6 +77,7 @@ def train(message: Message, context: Context) -> Message:
             config=site.config["train"],
             seed=seed,
             batch_size=site.config["evaluate"]["batch_size"],
+            private=guard.training(task, model, examples, whole=True) if guard else None,
         )
     else:
         metrics = train_model(
@@ -83,10 +90,13 @@ def train(message: Message, context: Context) -> Message:
             server_round=server_round,
             proximal_mu=float(ask.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
             correction=control.correction if control else None,
+            private=guard.training(task, model, examples) if guard else None,
         )
         answer = model.state_dict()
+    if loss is not None:
+        metrics["train_loss"] = loss
     if ask.get("report"):
-        reported = site.measure(task, model, held_out)
+        reported = site.measure(task, model, held_out, guard)
         metrics |= {f"val_{name}": value for name, value in reported.items()}
     if came:
         personal.keep(model, came, context.state)
@@ -97,6 +107,8 @@ def train(message: Message, context: Context) -> Message:
             steps=int(metrics["steps"]), learning_rate=rate, server_round=server_round
         )
     content["metrics"] = MetricRecord(dict(metrics))
+    if guard:
+        content[private.RECORD] = guard.record()
     return Message(content, reply_to=message)
 
 
@@ -104,23 +116,33 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the model that came in on the examples this client holds out."""
     site = _site(message, context)
+    guard = site.guard(message, context)
     _, held_out = site.examples(context)
     task, model = site.load(message)
     personal.put_on(model, _patterns(_ask(message)), context.state)
-    metrics = site.measure(task, model, held_out)
-    record = MetricRecord({"num-examples": len(held_out), **metrics})
-    return Message(RecordDict({"metrics": record}), reply_to=message)
+    metrics = site.measure(task, model, held_out, guard)
+    count = len(held_out) if guard is None else site.known_held_out
+    record = MetricRecord({"num-examples": count, **metrics})
+    content = RecordDict({"metrics": record})
+    if guard:
+        content[private.RECORD] = guard.record()
+    return Message(content, reply_to=message)
 
 
 @app.query("capabilities")
 def capabilities(message: Message, context: Context) -> Message:
     """What this node has to offer, for the choice of a cohort; see clients.requires."""
-    examples, held_out = _site(message, context).examples(context)
+    site = _site(message, context)
+    if site.is_private:
+        examples = int(site.config["privacy"]["examples"])
+    else:
+        private.require_none(context, lambda: site.fingerprint(context))
+        examples = sum(map(len, site.examples(context)))
     record = ConfigRecord(
         {
             "gpu": torch.cuda.is_available(),
             "cores": len(os.sched_getaffinity(0)),
-            "examples": len(examples) + len(held_out),
+            "examples": examples,
         }
     )
     return Message(RecordDict({"capabilities": record}), reply_to=message)
@@ -133,13 +155,15 @@ class Site(NamedTuple):
     allowed: tuple[str, ...]  # tasks that may be imported
     dataset: Dataset
     parts: list[np.ndarray]
+    data_set: tuple[str, int, str, str]  # what the site was opened with
 
     def load(self, message: Message) -> tuple[tasks.Task, torch.nn.Module]:
         """The task, and its module with the weights that came with `message`."""
         given = _ask(message).get("task-options")
         target, own = self.config["task"]["target"], self.config["task"]["options"]
         options = json.dumps(json.loads(str(given)) if given else own, sort_keys=True)
-        task = _task(target, options, self.allowed)
+        replace = bool(self.config["privacy"].get("replace_layers"))
+        task = _task(target, options, self.allowed, replace)
         if (ensemble := _ask(message).get("ensemble")) is not None:
             if _patterns(_ask(message)):
                 raise ConfigError("an ensemble has no personal layers; ask for one or the other")
@@ -148,9 +172,44 @@ class Site(NamedTuple):
         assert isinstance(arrays, ArrayRecord)
         if given:
             _check_shapes(task, arrays)
-        model = _module(target, options, self.allowed)
+        model = _module(target, options, self.allowed, replace)
         model.load_state_dict(_state_dict(arrays))
         return task, model
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run asks for record-level privacy."""
+        return bool(self.config["privacy"]["name"] == private.LEVEL)
+
+    def guard(self, message: Message, context: Context) -> private.Guard | None:
+        """What stands between this message and the data; None where no privacy is asked for.
+
+        Raises PrivacyRequired if it has to be.
+        """
+        if not self.is_private:
+            private.require_none(context, lambda: self.fingerprint(context))
+            return None
+        arrays, ask = message.content.get("arrays"), _ask(message)
+        sender = arrays.sender if isinstance(arrays, StoredArrays) else None
+        return private.Guard(
+            self.config,
+            self.fingerprint(context),
+            context,
+            run=str(ask.get("run", "")),
+            server_round=int(ask["server-round"]),  # type: ignore[arg-type]
+            coordinator=sender.organization if sender else "unsigned",
+            kind=message.metadata.message_type,
+        )
+
+    def fingerprint(self, context: Context) -> str:
+        """That of all this client's records, by which it finds its privacy ledger."""
+        return _fingerprint(self.data_set, int(context.node_config["partition-id"]))
+
+    @property
+    def known_held_out(self) -> int:
+        """How many examples a client holds out, as everybody may know it."""
+        share = self.config["data"]["validation"] or 0.0
+        return max(1, round(self.config["privacy"]["examples"] * share / (1 - share)))
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
         """This client's training and held-out examples."""
@@ -164,9 +223,15 @@ class Site(NamedTuple):
         return training, _take(self.dataset.train, test)
 
     def measure(
-        self, task: tasks.Task, model: torch.nn.Module, examples: Examples
+        self,
+        task: tasks.Task,
+        model: torch.nn.Module,
+        examples: Examples,
+        guard: private.Guard | None,
     ) -> dict[str, float]:
-        """Loss and metrics of `model` on `examples`."""
+        """Loss and metrics of `model` on `examples`, which are held out."""
+        if guard is not None:
+            return guard.measure(task, model, examples, self.known_held_out)
         return tasks.evaluate(
             task,
             model,
@@ -221,12 +286,18 @@ def _site(message: Message, context: Context) -> Site:
     )
 
 
+@lru_cache(maxsize=1024)
+def _fingerprint(data_set: tuple[str, int, str, str], partition: int) -> str:
+    site = _open_site(*data_set)
+    records = _take(site.dataset.train, site.parts[partition])
+    return fingerprint(records.inputs, records.targets)
+
+
 @lru_cache(maxsize=1)
 def _open_site(config_cid: str, partitions: int, root: str, own_tasks: str) -> Site:
     config = default_vault("participant").get_record(CID.parse(config_cid))
     allowed = (*tasks.ALLOWED, *filter(None, own_tasks.split(",")))
-    options = json.dumps(config["task"]["options"], sort_keys=True)
-    task = _task(config["task"]["target"], options, allowed)
+    task = tasks.load(config["task"]["target"], config["task"]["options"], allowed=allowed)
     dataset = task.data(root=root or None, fallback=config["data"]["fallback"])
     split = config["data"]
     parts = data.partition(
@@ -238,7 +309,7 @@ def _open_site(config_cid: str, partitions: int, root: str, own_tasks: str) -> S
         shards_per_client=split["shards_per_client"],
         classes_per_client=split["classes_per_client"],
     )
-    return Site(config, allowed, dataset, parts)
+    return Site(config, allowed, dataset, parts, (config_cid, partitions, root, own_tasks))
 
 
 @lru_cache(maxsize=1)  # all clients of a round evaluate the same
@@ -247,15 +318,20 @@ def _ensemble(cid: str, target: str, allowed: tuple[str, ...]) -> torch.nn.Modul
 
 
 @lru_cache(maxsize=8)
-def _task(target: str, options: str, allowed: tuple[str, ...]) -> tasks.Task:
-    """A task with `options`, given as JSON."""
-    return tasks.load(target, json.loads(options), allowed=allowed)
+def _task(target: str, options: str, allowed: tuple[str, ...], replace: bool) -> tasks.Task:
+    """A task with `options`, given as JSON; `replace`: with layers that DP-SGD can train."""
+    task = tasks.load(target, json.loads(options), allowed=allowed)
+    if not replace:
+        return task
+    from fedipfs.privacy.models import WithPrivateLayers  # it takes Opacus along
+
+    return WithPrivateLayers(task)
 
 
 @lru_cache(maxsize=8)
-def _module(target: str, options: str, allowed: tuple[str, ...]) -> torch.nn.Module:
+def _module(target: str, options: str, allowed: tuple[str, ...], replace: bool) -> torch.nn.Module:
     """One module of a task, loaded anew for every message."""
-    return _task(target, options, allowed).model()
+    return _task(target, options, allowed, replace).model()
 
 
 def _check_shapes(task: tasks.Task, arrays: ArrayRecord) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedipfs.data.base import Labels
 from fedipfs.errors import ConfigError, DataError
+from fedipfs.privacy.base import Mechanism
 from fedipfs.tasks import Task, evaluate, optim
 from fedipfs.tasks.evaluation import find_device
 
-__all__ = ["evaluate", "gradient", "train"]
+if TYPE_CHECKING:
+    from fedipfs.privacy.dpsgd import PrivateGradients
+
+__all__ = ["Private", "evaluate", "gradient", "train"]
+
+
+class Private(NamedTuple):
+    """How a client trains with DP-SGD: `steps` steps of `mechanism`, whatever its number of
+    examples; it is known to have `examples`. See privacy/dpsgd.py for the rest."""
+
+    mechanism: Mechanism
+    steps: int
+    examples: int
+    source: np.random.Generator
+    mode: str
+    physical_batch: int
 
 
 def train(
@@ -28,6 +46,7 @@ def train(
     server_round: int,
     proximal_mu: float = 0.0,
     correction: Mapping[str, Tensor] | None = None,
+    private: Private | None = None,
 ) -> dict[str, float]:
     """Train `model` in place on one client's examples.
 
@@ -42,19 +61,15 @@ def train(
     after clipping (SCAFFOLD: Karimireddy et al. 2020, Algorithm 1, line 10).
 
     Returns `train_loss`, the mean over the examples in the order seen, each measured before the
-    step on its batch; `num-examples`, N; and `steps`. Raises ConfigError and DataError.
+    step on its batch; `num-examples`, N; and `steps`. With `private` there is no loss, and the
+    number is the one that everybody knows. Raises ConfigError and DataError.
     """
     count = _count(targets)
-    batch_size = _positive(config, "batch_size")
-    if config.get("steps") is not None:
-        steps = _positive(config, "steps")
-    else:
-        steps = _positive(config, "epochs") * -(-count // batch_size)
     clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
+    steps = _steps(config, count) if private is None else private.steps
 
     _seed_everything(seed, place)
-    shuffle = torch.Generator().manual_seed(seed)
     model.train()
     if place.type != "cpu":
         model.to(place)
@@ -65,34 +80,91 @@ def train(
     terms = _in_order(model, correction, place) if correction is not None else []
     x, y = task.inputs(inputs).to(place), task.targets(targets).to(place)
 
-    losses: list[Tensor] = []  # tensors: asking for a number would wait for the device
-    sizes: list[int] = []
-    batches: list[Tensor] = []
-    for _ in range(steps):
-        if not batches:
-            order = torch.randperm(count, generator=shuffle).to(place)
-            batches = list(order.split(batch_size))[::-1]
-        batch = batches.pop()
-        loss = task.loss(model(x[batch]), y[batch])
-        for parameter in trained:
-            parameter.grad = None
-        loss.backward()
-        for parameter, origin in zip(trained, start, strict=False):
-            if parameter.grad is not None:  # the proximal term's gradient
-                parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-        for parameter, term in zip(trained, terms, strict=False):
-            parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
-        optimizer.step()
-        losses.append(loss.detach())
-        sizes.append(len(batch))
+    batches = _Shuffled(task, model, x, y, _positive(config, "batch_size"), seed)
+    with batches if private is None else _noisy(task, model, optimizer, x, y, private) as gradients:
+        for _ in range(steps):
+            gradients.fill()
+            for parameter, origin in zip(trained, start, strict=False):
+                if parameter.grad is not None:  # the proximal term's gradient
+                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+            for parameter, term in zip(trained, terms, strict=False):
+                parameter.grad = (
+                    term.clone() if parameter.grad is None else parameter.grad.add_(term)
+                )
+            optimizer.step()
     optimizer.zero_grad()
     if place.type != "cpu":
         model.cpu()
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    total = torch.stack(losses).to("cpu", torch.float64).dot(weights)
-    return {"train_loss": total.item() / sum(sizes), "num-examples": count, "steps": steps}
+    if private is not None:
+        return {"num-examples": private.examples, "steps": steps}
+    return {"train_loss": batches.loss, "num-examples": count, "steps": steps}
+
+
+@dataclass
+class _Shuffled:
+    """Fills gradients batch by batch, in passes over the examples that are shuffled anew."""
+
+    task: Task
+    model: torch.nn.Module
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+    seed: int
+
+    def __enter__(self) -> _Shuffled:
+        self._shuffle = torch.Generator().manual_seed(self.seed)
+        self._batches: list[Tensor] = []
+        self._losses: list[Tensor] = []  # tensors: asking for a number would wait for the device
+        self._sizes: list[int] = []
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._batches.clear()
+
+    def fill(self) -> None:
+        """Set the gradients to those of the mean loss over the next batch."""
+        if not self._batches:
+            order = torch.randperm(len(self.targets), generator=self._shuffle)
+            self._batches = list(order.to(self.targets.device).split(self.batch_size))[::-1]
+        batch = self._batches.pop()
+        loss = self.task.loss(self.model(self.inputs[batch]), self.targets[batch])
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        loss.backward()
+        self._losses.append(loss.detach())
+        self._sizes.append(len(batch))
+
+    @property
+    def loss(self) -> float:
+        """The mean over the examples seen."""
+        weights = torch.tensor(self._sizes, dtype=torch.float64)
+        total = torch.stack(self._losses).to("cpu", torch.float64).dot(weights)
+        return total.item() / sum(self._sizes)
+
+
+def _noisy(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    private: Private,
+) -> PrivateGradients:
+    from fedipfs.privacy.dpsgd import PrivateGradients  # it takes Opacus along
+
+    return PrivateGradients(
+        task,
+        model,
+        optimizer,
+        inputs,
+        targets,
+        private.mechanism,
+        private.source,
+        private.mode,
+        private.physical_batch,
+    )
 
 
 def gradient(
@@ -104,13 +176,15 @@ def gradient(
     config: Mapping[str, Any],
     seed: int,
     batch_size: int,
+    private: Private | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The gradient of the mean loss over all of one client's examples: FedSGD's answer.
 
     McMahan et al. 2017, section 2. It is summed over batches of `batch_size` in the order of the
     examples. The model is in training mode, so that this is the gradient of FedAvg's first step
     if that is on all examples: dropout is drawn from `seed`, and BatchNorm normalises each batch
-    by itself. Of `config`, the `train` section, only `clip_norm` and `device` count.
+    by itself. Of `config`, the `train` section, only `clip_norm` and `device` count. With
+    `private` it is one step's noisy gradient instead, and there is no loss.
 
     Returns tensors named as those of `model.state_dict()`, with gradients for the parameters
     (zeros for those that are frozen or unused) and for buffers their new values; and what `train`
@@ -122,13 +196,21 @@ def gradient(
     _seed_everything(seed, place)
     model.to(place).train()
     model.zero_grad()
-    total = 0.0
-    for begin in range(0, count, batch_size):
-        part = slice(begin, begin + batch_size)
-        x, y = task.inputs(inputs[part]).to(place), task.targets(targets[part]).to(place)
-        share = task.loss(model(x), y) * (len(y) / count)
-        share.backward()
-        total += share.item()
+    metrics: dict[str, float] = {"num-examples": count, "steps": 1}
+    if private is None:
+        metrics["train_loss"] = 0.0
+        for begin in range(0, count, batch_size):
+            part = slice(begin, begin + batch_size)
+            x, y = task.inputs(inputs[part]).to(place), task.targets(targets[part]).to(place)
+            share = task.loss(model(x), y) * (len(y) / count)
+            share.backward()
+            metrics["train_loss"] += share.item()
+    else:
+        metrics["num-examples"] = private.examples
+        step = optim.optimizer(model.parameters(), {"name": "SGD", "lr": 1.0})  # is never made
+        x, y = task.inputs(inputs).to(place), task.targets(targets).to(place)
+        with _noisy(task, model, step, x, y, private) as gradients:
+            gradients.fill()
     if clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     model.cpu()
@@ -136,7 +218,7 @@ def gradient(
     for name, each in model.named_parameters(remove_duplicate=False):
         answer[name] = torch.zeros_like(each) if each.grad is None else each.grad
     model.zero_grad()
-    return answer, {"train_loss": total, "num-examples": count, "steps": 1}
+    return answer, metrics
 
 
 def _in_order(
@@ -150,6 +232,12 @@ def _count(targets: Labels) -> int:
     if not len(targets):
         raise DataError("a client has no training examples; give each client some")
     return len(targets)
+
+
+def _steps(config: Mapping[str, Any], count: int) -> int:
+    if config.get("steps") is not None:
+        return _positive(config, "steps")
+    return _positive(config, "epochs") * -(-count // _positive(config, "batch_size"))
 
 
 def _clip_norm(config: Mapping[str, Any]) -> float | None:

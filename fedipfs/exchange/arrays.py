@@ -133,6 +133,12 @@ class StoredArrays(ArrayRecord):
         return weights
 
     @property
+    def sender(self) -> PublicIdentity | None:
+        """Whose it is, where it came with a signature."""
+        sender: PublicIdentity | None = self.__dict__["sender"]
+        return sender
+
+    @property
     def base(self) -> StoredArrays | None:
         """The record that this one answers; None if it is no update."""
         base: StoredArrays | None = self.__dict__["base"]

@@ -58,6 +58,10 @@ class Progress:
             self._write(f"*** NOTE: {' '.join(note.split())} ***", style="bold black on yellow")
         self._show()
 
+    def tell(self, text: str, *, important: bool = False) -> None:
+        """A line on what is to be known before the first round; an important one stands out."""
+        self._write(text, style="bold yellow") if important else self._say(text)
+
     def phase(self, text: str) -> None:
         """What is going on now, such as `loading data`; shown by the live display only."""
         self._phase = text

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _PRELOAD = ("fedipfs.clients.preload",)  # what workers need and what takes long to import
+_PRIVATE = ("fedipfs.privacy.models", "fedipfs.privacy.ledger")  # and under differential privacy
 _ON_RESUME = ("rounds", "engine", "data.root", "runs_dir", "resume")
 _failures: list[FedIPFSError] = []
 _began = False  # whether a job has: what fails before is a matter of the command line
@@ -118,7 +119,8 @@ def _job(config: DictConfig) -> float | None:
     checked = settings.check(values)
     folder.usable(checked["runs_dir"])
     if checked["engine"]["name"] == "local":
-        warm_up(_PRELOAD)  # while this process imports and loads, too
+        private = checked["privacy"]["name"] == "dp_sgd"
+        warm_up(_PRELOAD + _PRIVATE * private)  # while this process imports and loads, too
     from fedipfs.observe.progress import Progress
     from fedipfs.server import sweep
     from fedipfs.server.run import run

@@ -28,7 +28,7 @@ class Asking:
     """Asks clients what a strategy wants to know, through `edge` over `grid`.
 
     `run` is signed for where messages are signed (None: they are not), `config` the CID of what
-    clients go by. See Federation for the rest.
+    clients go by; they are told of `told`, too. See Federation for the rest.
     """
 
     edge: CidGrid
@@ -40,6 +40,7 @@ class Asking:
     run: str | None = None
     deadline_s: float | None = None
     poison: Callable[[int, list[Message]], list[Message]] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
     _flights: Flights = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,7 +202,7 @@ class Asking:
         seed = np.random.SeedSequence([self.seed, number, what == "evaluate"])
         random.seed(int(seed.generate_state(1)[0]))
         configure = getattr(self.strategy, f"configure_{what}")
-        config = ConfigRecord({"run-config": str(self.config)})
+        config = ConfigRecord({"run-config": str(self.config), **self.told})
         return list(configure(number, model, config, CohortGrid(self.edge, nodes)))
 
 

@@ -23,6 +23,7 @@ from fedipfs.exchange import (
     to_torch,
 )
 from fedipfs.ipld import CID, DAG_CBOR
+from fedipfs.server import private
 from fedipfs.server.settings import cohort_size
 from fedipfs.store import Store, dag, open_store
 from fedipfs.strategies import STRATEGIES, Brief, Mean, build, required_successes
@@ -41,6 +42,7 @@ class Bench:
     strategy: Strategy
     min_successes: int  # of a round
     model: ArrayRecord  # the model that the first round begins with
+    privacy: private.Privacy  # what the user is told of it
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
@@ -52,6 +54,7 @@ class Bench:
         task = tasks.load(
             target, config["task"]["options"], allowed=(*tasks.ALLOWED, target.rpartition(":")[0])
         )
+        task = private.task_for(config["privacy"], task)
         tasks.optim.check(config["train"])
         store = open_store(config["store"])
         store.ready()
@@ -77,6 +80,9 @@ class Bench:
         if validation is None:
             needed = brief.evaluates or getattr(strategy, "needs_validation", False)
             options["validation"] = _VALIDATION if needed else 0.0
+        planned = private.prepare(config, dataset, task, strategy, brief)
+        config |= {"privacy": planned.section, "rounds": planned.rounds}
+        strategy = private.wrapped(planned.section, strategy, brief)
         # Workers will find the partition in the cache; here it fails early if it cannot be made.
         data.partition(
             dataset.train.targets,
@@ -89,7 +95,7 @@ class Bench:
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
         least = required_successes(strategy, brief)
-        return cls(config, store, task, dataset, strategy, least, model)
+        return cls(config, store, task, dataset, strategy, least, model, planned)
 
     def evaluate(
         self, model: ArrayRecord, config: Mapping[str, Any], result: CID | None = None

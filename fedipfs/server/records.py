@@ -98,13 +98,15 @@ def round_record(
     strategy: CID,
     clients: Mapping[int, Sequence[CID]],
     asking: Mapping[str, Any],
+    privacy: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The record of one completed round.
 
     `model_out` is what the next round begins with, `result` what the run yields if that is
     something else. `aggregation` says how the updates were combined. `strategy` links what the
     strategy remembers, `clients` the state of each node that keeps any and what that links (local
-    engine only), `asking` who is left out and who is at work: what a resumed run needs.
+    engine only), `asking` who is left out and who is at work: what a resumed run needs. `privacy`
+    is what the run has cost so far.
     """
     return {
         "type": ROUND,
@@ -123,7 +125,7 @@ def round_record(
         "strategy": strategy,
         "clients": {str(node): list(state) for node, state in clients.items()},
         "asking": asking,
-        "privacy": None,
+        "privacy": privacy and plain(privacy),
     }
 
 

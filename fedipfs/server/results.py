@@ -31,6 +31,7 @@ def line(done: Round, moved: dict[str, int], seconds: float) -> dict[str, Any]:
             "bytes": moved,
             "aggregation": _with_texts(done.aggregation),
             "compression": done.compression,
+            "privacy": done.privacy,
             "model_cid": str(done.result),
             "record_cid": str(done.record),
         }

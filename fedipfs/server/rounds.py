@@ -24,11 +24,12 @@ from fedipfs.exchange import (
     stored_cid,
 )
 from fedipfs.ipld import CID
-from fedipfs.server import records
+from fedipfs.server import private, records
 from fedipfs.server.asking import Asking
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
 from fedipfs.server.selection import Selection
+from fedipfs.server.spending import Spending
 from fedipfs.strategies import parts, require, save_state, screen, update_in
 from fedipfs.weights.compression import Spec
 
@@ -59,6 +60,7 @@ class Round:
     server: dict[str, float] | None
     aggregation: dict[str, Any]  # how the strategy combined the updates
     compression: dict[str, float] | None  # of the updates, where they are compressed
+    privacy: dict[str, Any] | None  # what it has cost so far
     sgd_steps: int
 
 
@@ -71,7 +73,8 @@ class Federation:
     updates travel, and with `compress_models` models, too. `poison` replaces
     replies as an adversary would (server/attack.py). `evaluate` measures a model, or what stands
     for it, on the server's test set; None leaves that out. With `prefetch`, all nodes are told of
-    the new model before it is evaluated. `on_phase` is told what a round is at.
+    the new model before it is evaluated. `spending` counts what answers cost in privacy.
+    `on_phase` is told what a round is at.
     """
 
     vault: Vault
@@ -90,6 +93,7 @@ class Federation:
     poison: Callable[[int, list[Message]], list[Message]] | None = None
     evaluate: Evaluator | None = None
     prefetch: bool = False
+    spending: Spending | None = None
     on_phase: Callable[[str], None] = lambda text: None
     _edge: CidGrid = field(init=False)
 
@@ -115,7 +119,15 @@ class Federation:
             run=None if self.vault.party is None else str(self.run),
             deadline_s=self.deadline_s,
             poison=self.poison,
+            told=self._told(),
         )
+
+    def _told(self) -> dict[str, Any]:
+        """What clients must know to keep their records private."""
+        if self.spending is None:
+            return {}
+        told: dict[str, Any] = {"run": str(self.run)}
+        return told | ({"loss": True} if private.reports_loss(self.strategy) else {})
 
     def play(self, number: int, *, evaluate: Callable[[], bool]) -> Round:
         """Run round `number` (from 1) and store its record, which becomes `head`.
@@ -129,6 +141,7 @@ class Federation:
         self.on_phase("training")
         answers = self.asking.train(number, self.model)
         replies = answers.replies
+        self._count(replies + answers.follow_ups)
         arrived = [update for reply in replies if (update := self._update_in(reply)) is not None]
         self.on_phase("aggregating")
         if answers.follow_ups:
@@ -136,6 +149,8 @@ class Federation:
         aggregate = self._aggregate_own if self._screens else self._aggregate_stock
         arrays, metrics, updates, failures = aggregate(number, replies)
         self.asking.heard(number, replies, failures)
+        if self.spending is not None and (noised := private.noise_of(self.strategy)) is not None:
+            self.spending.released(noised)
         self.model = self._adopt(arrays, number)
         result = getattr(self.strategy, "result", None)
         named = self._names(failures)
@@ -150,6 +165,7 @@ class Federation:
         server = self.evaluate(self.model, result) if self.evaluate and evaluate() else None
         for name, reason in absent.items():
             named.setdefault(name, f"evaluate: {reason}")
+        spent = None if self.spending is None else self.spending.close()
         aggregation = self._named(getattr(self.strategy, "notes", {}))
         strategy, links = save_state(self.strategy, self.vault)
         record = records.round_record(
@@ -173,6 +189,7 @@ class Federation:
             strategy=strategy,
             clients=self.grid.states,
             asking=self.asking.state(),
+            privacy=spent,
         )
         record, details = records.hide(self.vault, record, links)
         self.head = records.put(self.vault, record, self.run)
@@ -196,8 +213,14 @@ class Federation:
             server=server,
             aggregation=aggregation,
             compression=_mean_cost(arrived) if self.compression else None,
+            privacy=spent,
             sgd_steps=sum(_steps(update) for update in updates),
         )
+
+    def _count(self, replies: list[Message]) -> None:
+        if self.spending is not None:
+            for reply in replies:
+                self.spending.heard(self.grid.name_of(reply.metadata.src_node_id), reply)
 
     def _named(self, value: Any) -> Any:
         """`value` with the names of clients in the place of node ids."""
@@ -253,6 +276,7 @@ class Federation:
         First as the strategy aggregates them, then the median client's.
         """
         replies = self.asking.evaluate(number, self.model, cohort)
+        self._count(replies)
         if not replies:
             return None, None, {}
         good, failures = self._screened(replies, arrays=0)

@@ -30,6 +30,7 @@ from fedipfs.server.keep import Keeper
 from fedipfs.server.logs import LogFile, QuietFlower
 from fedipfs.server.rounds import Federation, Round
 from fedipfs.server.settings import cohort_size, recorded
+from fedipfs.server.spending import Spending
 from fedipfs.server.stopping import Stopping
 from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
@@ -87,6 +88,7 @@ class _Session:
         self.best = Best(metric, direction, judge)
         self.stopping = Stopping(config["stop"], metric, direction, judge)
         self.stopped: str | None = None  # why the run ended before its last round
+        self.spending = Spending.of(config["privacy"])
         self.keeper = Keeper(
             self.store,
             folder.run_id,
@@ -218,6 +220,8 @@ class _Session:
         self.keeper.resume(self.head, self.lines)
         for line in self.lines:
             self.stopped = self.stopping.see(line)
+        if self.spending is not None:
+            self.spending.restore(record["privacy"])
         return number
 
     def _rounds(self, pool: Pool, first: int) -> None:
@@ -240,6 +244,7 @@ class _Session:
             compress_models=bool(config["compression"].get("down")),
             poison=simulation.adversary(config, bench.strategy),
             prefetch=bool(config["store"].get("prefetch")),
+            spending=self.spending,
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:
@@ -253,6 +258,10 @@ class _Session:
             first,
             bench.dataset.note,
         )
+        for text in bench.privacy.told:
+            progress.tell(text)
+        for text in bench.privacy.warnings:
+            progress.tell(f"WARNING: {text}", important=True)
         for number in range(first, config["rounds"] + 1):
             self.stopped = self._out_of_time()
             if not self.stopped:
@@ -342,7 +351,7 @@ class _Session:
                 "rounds": round(sum(line["seconds"] for line in lines), 3),
             },
             "peak_rss_mb": round(max(self.traffic.peak_rss, peak_rss()) / 1e6, 1),
-            "privacy": None,
+            "privacy": self.spending and self.spending.summary(),
             "status": status,
             "stopped": self.stopped,
             "error": error,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -38,6 +38,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "engine": ("name", "workers", "timeout_s"),
     "compression": ("name",),
     "attack": ("name",),
+    "privacy": ("name",),
 }
 # The options of each attack, besides its name; see server/attack.py.
 _ATTACKS: dict[str, tuple[str, ...]] = {
@@ -67,7 +68,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     config = _copy(config)
     assert isinstance(config, dict)
     _whole(config)
-    _integer(config, "rounds", 1)
+    _integer(config, "rounds", 1, optional=True)
     _integer(config, "seed", 0)
     _text(config, "experiment")
     _text(config, "runs_dir")
@@ -88,6 +89,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _stop(config["stop"])
     Spec.of(config["compression"])
     _attack(config["attack"], config["clients"]["total"])
+    _privacy(config["privacy"], config["rounds"], config["train"])
     _data(config["data"])
     _train(config["train"])
     _engine(config["engine"], cohort_size(config["clients"]) + config["clients"]["extra"])
@@ -184,6 +186,95 @@ def _attack(attack: dict[str, Any], clients: int) -> None:
             _number(attack, key, 0.0, 1e30, "attack.")
 
 
+def _privacy(privacy: dict[str, Any], rounds: int | None, train: Mapping[str, Any]) -> None:
+    _choice(privacy, "name", tuple(_PRIVACY), "privacy.")
+    level = privacy["name"]
+    expected = _defaults(f"privacy/{level}.yaml")
+    _keys(privacy, expected, "privacy.")
+    for key, kind in _PRIVACY[level].items():
+        computed = key in ("epsilon", "noise_multiplier") or expected[key] is None
+        if privacy[key] is not None or not computed:
+            kind(privacy, key)
+    if (
+        level != "none"
+        and rounds is None
+        and not (privacy["epsilon"] is not None and privacy["noise_multiplier"] is not None)
+    ):
+        raise ConfigError(
+            "rounds=null is computed from privacy.epsilon and privacy.noise_multiplier; give both, "
+            "or a number of rounds"
+        )
+    if level == "none" and rounds is None:
+        raise ConfigError("rounds=null is not a whole number of at least 1")
+    if level != "dp_sgd":
+        return
+    if train["clip_norm"] is not None:
+        raise ConfigError(
+            f"train.clip_norm={train['clip_norm']} bounds the gradient of a batch, and "
+            "privacy=dp_sgd that of each example; leave it out and set privacy.clip_norm"
+        )
+    for key in ("cap", "metric_bounds"):
+        if not isinstance(privacy[key], Mapping):
+            raise ConfigError(f"privacy.{key}={privacy[key]} should be {{key: value}}")
+    _keys(privacy["cap"], expected["cap"], "privacy.cap.")
+    for key, (least, most) in {"epsilon": (1e-3, 1e3), "delta": (1e-15, 0.5)}.items():
+        if privacy["cap"][key] is not None:
+            _number(privacy["cap"], key, least, most, "privacy.cap.")
+    for key in privacy["metric_bounds"]:
+        _number(privacy["metric_bounds"], key, 1e-9, 1e9, "privacy.metric_bounds.")
+
+
+def _within(least: float, most: float) -> Callable[[dict[str, Any], str], None]:
+    return lambda section, key: _number(section, key, least, most, "privacy.")
+
+
+def _one_of(*choices: str) -> Callable[[dict[str, Any], str], None]:
+    return lambda section, key: _choice(section, key, choices, "privacy.")
+
+
+def _yes_or_no(section: dict[str, Any], key: str) -> None:
+    _flag(section, key, "privacy.")
+
+
+def _count_of(section: dict[str, Any], key: str) -> None:
+    _integer(section, key, 1, "privacy.")
+
+
+_EPSILON, _DELTA, _NOISE = _within(1e-3, 1e3), _within(1e-15, 0.5), _within(1e-2, 1e6)
+_SHARE, _NORM = _within(1e-9, 1.0), _within(1e-9, 1e9)
+# The options of each level of privacy, besides its name; those that may be null are so in conf/.
+_PRIVACY: dict[str, dict[str, Callable[[dict[str, Any], str], None]]] = {
+    "none": {},
+    "dp_sgd": {
+        "epsilon": _EPSILON,
+        "noise_multiplier": _NOISE,
+        "clip_norm": _NORM,
+        "delta": _DELTA,
+        "examples": _count_of,
+        "sample_rate": _SHARE,
+        "accountant": _one_of("prv", "rdp"),
+        "clipping": _one_of("auto", "ghost", "hooks"),
+        "physical_batch": _count_of,
+        "replace_layers": _yes_or_no,
+        "metrics": _one_of("withhold", "noise"),
+        "metrics_noise_multiplier": _NOISE,
+        "reproducible": _yes_or_no,
+        "ledger": lambda section, key: _text(section, key, "privacy."),
+    },
+    "central": {
+        "epsilon": _EPSILON,
+        "noise_multiplier": _NOISE,
+        "clip_norm": _NORM,
+        "delta": _DELTA,
+        "accountant": _one_of("prv", "rdp"),
+        "adaptive": _yes_or_no,
+        "target_quantile": _SHARE,
+        "clip_lr": _NORM,
+        "count_stddev": _NOISE,
+    },
+}
+
+
 def _evaluate(evaluate: dict[str, Any]) -> None:
     for key in ("server", "federated"):
         if evaluate[key] is not None:
@@ -231,6 +322,8 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {k: v for k, v in _copy(config).items() if k not in (*_LOCAL, "rounds")}
     kept["data"].pop("root")
+    for key in ("cap", "ledger"):  # the sites' own
+        kept["privacy"].pop(key, None)
     return kept
 
 

@@ -36,6 +36,8 @@ def pool(config: Mapping[str, Any], vault: Vault) -> Pool:
         "node_config": {
             "data-root": str(Path(root).absolute()) if root else "",
             "allowed-tasks": config["task"]["target"].rpartition(":")[0],
+            "simulated": True,
+            **_budget(config),
         },
         "threads": 1,
         "offline": engine["name"] != "serial",  # the server has downloaded what there was
@@ -43,6 +45,19 @@ def pool(config: Mapping[str, Any], vault: Vault) -> Pool:
     if engine["name"] == "serial":
         return SerialPool(WORKER, options)
     return ProcessPool(WORKER, options, workers=engine["workers"], timeout_s=engine["timeout_s"])
+
+
+def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the simulated sites keep their privacy ledgers, and what they allow."""
+    privacy = config["privacy"]
+    if privacy["name"] != "dp_sgd":
+        return {}
+    own = Path(config["runs_dir"]) / config["run_id"] / "ledgers"
+    return {
+        "ledger": str(Path(privacy["ledger"] or own).absolute()),
+        "ledger-epsilon": privacy["cap"]["epsilon"] or privacy["epsilon"],
+        "ledger-delta": privacy["cap"]["delta"] or privacy["delta"],
+    }
 
 
 def grid(

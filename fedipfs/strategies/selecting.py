@@ -73,6 +73,11 @@ class SelectingStrategy(StoreStrategy):
         """Whether clients must hold examples out."""
         return self._selector is not None and self._selector.needs_validation
 
+    @property
+    def measurements(self) -> int:
+        """How often a client measures a model for the selector, in a round, at most."""
+        return 0 if self._selector is None else self._selector.measurements
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:

@@ -60,6 +60,7 @@ class Selector(ABC):
 
     needs_validation: ClassVar[bool] = False  # examples that clients hold out
     told: ClassVar[Mapping[str, bool]] = {}  # for the "config" of train messages
+    measurements = 0  # of models on held-out examples, by each client and round, at most
 
     def __init__(self, metric: str, direction: str) -> None:
         if direction not in ("max", "min"):
@@ -96,6 +97,7 @@ class Reported(Selector):
 
     needs_validation = True
     told: ClassVar[Mapping[str, bool]] = {"report": True}
+    measurements = 1
 
     def _score(self, candidate: Candidate) -> Score:
         return self._judged(candidate, candidate.metrics.get(f"val_{self.metric}"), "its author's")
@@ -139,6 +141,7 @@ class Cross(Selector):
     def __init__(self, metric: str, direction: str, seed: int, evaluators: int) -> None:
         super().__init__(metric, direction)
         self._seed, self._evaluators = seed, evaluators
+        self.measurements = evaluators
         self.begin(ConfigRecord())
 
     def begin(self, config: ConfigRecord) -> None:

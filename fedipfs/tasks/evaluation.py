@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -44,6 +45,33 @@ def evaluate(
                 totals[name] = totals.get(name, 0.0) + float(mean) * len(target)
     model.cpu()
     return {name: total / count for name, total in totals.items()}
+
+
+def evaluate_each(
+    task: Task,
+    model: torch.nn.Module,
+    inputs: NDArray[Any],
+    targets: Labels,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+) -> dict[str, NDArray[np.float64]]:
+    """As `evaluate`, but loss and metrics of each example alone: (N,) arrays."""
+    place = find_device(device)
+    model.to(place).eval()
+    found: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for begin in range(0, len(targets), batch_size):
+            part = slice(begin, begin + batch_size)
+            target = task.targets(targets[part]).to(place)
+            output = model(task.inputs(inputs[part]).to(place))
+            for i in range(len(target)):
+                one, wanted = output[i : i + 1], target[i : i + 1]
+                means = {"loss": task.loss(one, wanted), **task.metrics(one, wanted)}
+                for name, value in means.items():
+                    found.setdefault(name, []).append(float(value))
+    model.cpu()
+    return {name: np.array(values, np.float64) for name, values in found.items()}
 
 
 def find_device(name: str) -> torch.device:

@@ -1,0 +1,221 @@
+"""A client that keeps its records private: it pays from its own ledger before it touches them.
+
+What the coordinator asks for is in the run's configuration, section `privacy`; what the site
+allows is in its ledger, and in its node's configuration:
+
+- `ledger`: the folder with the site's ledgers; else fedipfs.privacy.ledger.default_folder();
+- `simulated`: true for a client that the coordinator's own machine plays. Only such a one makes
+  noise that can be repeated, makes its own ledger (with the cap `ledger-epsilon`, `ledger-delta`),
+  and trains without privacy although its data have a ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from flwr.app import ConfigRecord, Context
+
+from fedipfs.clients.trainer import Private
+from fedipfs.data import Examples
+from fedipfs.errors import ConfigError, LedgerError, PrivacyRequired
+from fedipfs.privacy import noise
+from fedipfs.privacy.base import Mechanism
+from fedipfs.privacy.metrics import noisy_means
+from fedipfs.tasks import Task
+from fedipfs.tasks.evaluation import evaluate_each
+
+if TYPE_CHECKING:
+    from fedipfs.privacy.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+RECORD = "privacy"  # the key of what an answer says of its own privacy
+LEVEL = "dp_sgd"
+
+
+class Guard:
+    """What one message costs the data of this site, and the noise for the answer.
+
+    `config` is the run's, `data_set` the fingerprint of all that the client holds. Raises
+    LedgerError where the site has no ledger for it, with a text that does not tell what it is.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        data_set: str,
+        context: Context,
+        *,
+        run: str,
+        server_round: int,
+        coordinator: str,
+        kind: str,
+    ) -> None:
+        from fedipfs.privacy.accounting import Event  # it takes Opacus along
+
+        self._event = Event
+        self._config, self._options = config, config["privacy"]
+        self._run, self._round, self._coordinator = run, server_round, coordinator
+        node = context.node_config
+        key = None
+        if self._options["reproducible"]:
+            if not node.get("simulated"):
+                raise ConfigError(
+                    "privacy.reproducible=true makes noise that the coordinator can take off; a "
+                    "site does not answer with such noise: leave it out"
+                )
+            place = f"{config['seed']}/{node['partition-id']}/{kind}/{server_round}"
+            key = hashlib.sha256(f"fedipfs/noise/{place}".encode()).digest()[: noise.KEY_BYTES]
+        self._source = noise.generator(key)
+        self._noise = noise.SECRET if key is None else noise.KNOWN
+        self._ledger = _open_ledger(node, data_set, self._options)
+        self._paid: list[float] = []
+        self._head = self._mode = ""
+
+    def training(
+        self, task: Task, model: torch.nn.Module, examples: Examples, *, whole: bool = False
+    ) -> Private:
+        """Pay for a round of training, or with `whole` for one step's gradient.
+
+        Raises BudgetSpent, and UnsupportedModel before anything is paid.
+        """
+        from fedipfs.privacy import plan
+
+        options = self._options
+        self._mode = _mode(task, model, examples, options["clipping"])
+        steps = plan.work(
+            self._config["train"],
+            rounds=1,
+            examples=options["examples"],
+            sample_rate=options["sample_rate"],
+            whole=whole,
+        ).steps
+        event = self._event(options["noise_multiplier"], options["sample_rate"], steps)
+        self._pay(event, "gradient" if whole else "training")
+        rate, known = options["sample_rate"], options["examples"]
+        step = Mechanism(options["noise_multiplier"], options["clip_norm"], rate, rate * known)
+        batch = options["physical_batch"]
+        return Private(step, steps, known, self._source, self._mode, batch)
+
+    def measure(
+        self, task: Task, model: torch.nn.Module, examples: Examples, known: float
+    ) -> dict[str, float]:
+        """Loss and metrics of `model` on `examples`, noised and paid for.
+
+        `known` is the number of examples as everybody may know it. Raises PrivacyRequired where
+        metrics are to be withheld, and BudgetSpent.
+        """
+        options = self._options
+        if options["metrics"] != "noise":
+            raise PrivacyRequired(
+                "what a model achieves on this client's examples is withheld: set "
+                "privacy.metrics=noise, or do not ask (evaluate.federated=false)"
+            )
+        multiplier = options["metrics_noise_multiplier"]
+        self._pay(self._event(multiplier, 1.0, 1), "metrics")
+        values = evaluate_each(
+            task,
+            model,
+            examples.inputs,
+            examples.targets,
+            batch_size=self._config["evaluate"]["batch_size"],
+            device=self._config["train"]["device"],
+        )
+        return noisy_means(
+            values,
+            bounds=options["metric_bounds"],
+            examples=known,
+            noise_multiplier=multiplier,
+            source=self._source,
+        )
+
+    def loss(self, task: Task, model: torch.nn.Module, examples: Examples) -> float:
+        """The mean loss of `model` on the training examples, noised and paid for."""
+        return self.measure(task, model, examples, self._options["examples"])["loss"]
+
+    def record(self) -> ConfigRecord:
+        """What the answer says: each event that was paid for (noise multiplier, sampling rate,
+        steps, one after another), the ledger's head, how gradients were clipped, whose noise."""
+        return ConfigRecord(
+            {
+                "events": self._paid,
+                "ledger": self._head,
+                "clipping": self._mode,
+                "noise": self._noise,
+            }
+        )
+
+    def _pay(self, event: Any, purpose: str) -> None:
+        receipt = self._ledger.spend(
+            [event],
+            purpose=purpose,
+            run=self._run,
+            round=self._round,
+            coordinator=self._coordinator,
+        )
+        self._head = receipt.head
+        self._paid += [float(value) for value in event]
+
+
+def require_none(context: Context, data_set: Callable[[], str]) -> None:
+    """PrivacyRequired if the site has a ledger for these records: they have a budget to keep."""
+    if context.node_config.get("simulated"):
+        return
+    from fedipfs.privacy import ledger
+
+    folder = str(context.node_config.get("ledger") or ledger.default_folder())
+    if ledger.ledgers(folder) and ledger.find(folder, data_set()) is not None:
+        raise PrivacyRequired(
+            "this site's data have a privacy budget, and what was asked would not keep count of "
+            "it; run with privacy=dp_sgd"
+        )
+
+
+def _open_ledger(node: Mapping[str, Any], data_set: str, options: Mapping[str, Any]) -> Ledger:
+    from fedipfs.privacy.ledger import default_folder, find
+
+    folder = str(node.get("ledger") or default_folder())
+    try:
+        if node.get("simulated") and find(folder, data_set) is None:
+            _simulated_ledger(folder, data_set, node, options["accountant"])
+        return _ledger(folder, data_set)
+    except LedgerError as error:
+        log.error("%s", error)  # here, where the data are known anyway
+        raise LedgerError(
+            f"the site's privacy ledger cannot be used ({type(error).__name__}); its own log says "
+            "why"
+        ) from error
+
+
+def _simulated_ledger(folder: str, data_set: str, node: Mapping[str, Any], accountant: str) -> None:
+    from fedipfs.privacy.ledger import Ledger
+    from fedipfs.privacy.room import Cap
+
+    Ledger.create(folder, data_set, Cap(node["ledger-epsilon"], node["ledger-delta"], accountant))
+
+
+@lru_cache(maxsize=256)
+def _ledger(folder: str, data_set: str) -> Ledger:
+    """One object a ledger: it need not read again what it has seen."""
+    from fedipfs.privacy.ledger import Ledger
+
+    return Ledger.open(folder, data_set)
+
+
+_modes: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
+def _mode(task: Task, model: torch.nn.Module, examples: Examples, wanted: str) -> str:
+    """How gradients of `model` are clipped; found out once a module."""
+    from fedipfs.privacy.models import fitting_mode
+
+    if model not in _modes:
+        mode = None if wanted == "auto" else wanted
+        _modes[model] = fitting_mode(task, model, examples.inputs, examples.targets, mode=mode)
+    return _modes[model]

@@ -1,0 +1,174 @@
+"""Which models DP-SGD can train: examined layer by layer, then tried on a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedipfs.data.base import Labels
+from fedipfs.errors import UnsupportedModel
+from fedipfs.privacy import noise
+from fedipfs.privacy.base import GHOST, HOOKS, Mechanism
+from fedipfs.privacy.dpsgd import PrivateGradients
+from fedipfs.privacy.opacus_compat import GradSampleModule, ModuleValidator
+from fedipfs.tasks import Task
+
+TRIED = 4  # examples that a model is tried on
+_TOLERANCE = 1e-3  # relative; float32 differs by 1e-6, a wrong gradient by its own size
+
+
+class WithPrivateLayers(Task):
+    """`task` with layers that DP-SGD can train in the place of some that it cannot.
+
+    GroupNorm for BatchNorm, whose statistics mix the examples of a batch; Opacus' own LSTM, GRU
+    and attention for torch's, with the same names of tensors.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def model(self) -> nn.Module:
+        return ModuleValidator.fix(self._task.model())
+
+    def data(self, *, root: str | None, fallback: str) -> Any:
+        return self._task.data(root=root, fallback=fallback)
+
+    def inputs(self, array: NDArray[Any]) -> Tensor:
+        return self._task.inputs(array)
+
+    def targets(self, array: Labels) -> Tensor:
+        return self._task.targets(array)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return self._task.loss(output, target)
+
+    def metrics(self, output: Tensor, target: Tensor) -> Any:
+        return self._task.metrics(output, target)
+
+
+def fitting_mode(
+    task: Task,
+    model: nn.Module,
+    inputs: NDArray[Any],
+    targets: Labels,
+    *,
+    mode: str | None = None,
+) -> str:
+    """GHOST, or HOOKS where a layer needs it: how `model`'s gradients are clipped.
+
+    Tried on the first examples given: the clipped sum must be that of each example's own gradient.
+    So a loss that is no mean over examples, a layer that mixes them, or a gradient that Opacus has
+    wrong is found before training. With `mode` only that one is tried.
+
+    Raises UnsupportedModel, which names the layers.
+    """
+    if problems := unsupported(model):
+        fixable = any(type(each) in ModuleValidator.FIXERS for each in model.modules())
+        remedy = "privacy.replace_layers=true puts others" if fixable else "choose others"
+        raise UnsupportedModel(
+            f"privacy=dp_sgd cannot train {'; '.join(problems)}; {remedy} in their place"
+        )
+    x, y = task.inputs(inputs[:TRIED]), task.targets(targets[:TRIED])
+    reasons = []
+    for candidate in (GHOST, HOOKS) if mode is None else (mode,):
+        if (reason := _difference(task, model, x, y, candidate)) is None:
+            return candidate
+        reasons.append(f"{candidate}: {reason}")
+    raise UnsupportedModel(f"privacy=dp_sgd cannot train this model ({'; '.join(reasons)})")
+
+
+def unsupported(model: nn.Module) -> list[str]:
+    """Name, kind and reason of each layer that Opacus says it cannot handle."""
+    found = []
+    model.train()
+    for name, layer in model.named_modules():
+        if not any(each.requires_grad for each in layer.parameters(recurse=False)):
+            continue
+        validator = ModuleValidator.VALIDATORS.get(type(layer))
+        problems = validator(layer) if validator else GradSampleModule.validate(layer)
+        if problems:
+            why = " ".join(str(problems[0]).split()).partition(". ")[0]
+            found.append(f"layer {name or '(the model itself)'} ({type(layer).__name__}: {why})")
+    return found
+
+
+def _difference(task: Task, model: nn.Module, x: Tensor, y: Tensor, mode: str) -> str | None:
+    """Why the clipped sum of these examples is not what it must be; None if it is."""
+    with _steady(model):
+        try:
+            own = [_gradient(task, model, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+        except Exception as problem:
+            return f"one example alone does not pass ({_line(problem)})"
+        if idle := [
+            n for n, each in model.named_parameters() if _trained(each) and each.grad is None
+        ]:
+            return (
+                f"{', '.join(idle)} take no part in the loss: freeze them (requires_grad = False)"
+            )
+        norms = [float(torch.linalg.vector_norm(each)) for each in own]
+        clip = max(float(np.median(norms)), 1e-12)
+        wanted = sum(
+            (
+                each * min(1.0, clip / max(norm, 1e-12))
+                for each, norm in zip(own, norms, strict=True)
+            ),
+            start=torch.zeros_like(own[0]),
+        )
+        plain = torch.optim.SGD([each for each in model.parameters() if _trained(each)], lr=1.0)
+        step = Mechanism(0.0, clip, 1.0, 1.0)
+        try:
+            with PrivateGradients(task, model, plain, x, y, step, noise.generator(), mode) as made:
+                made.fill(np.arange(len(y)))
+                got = _flat(model)
+        except Exception as problem:
+            return _line(problem)
+        finally:
+            model.zero_grad()
+    error = float(torch.linalg.vector_norm(got - wanted))
+    if not error <= _TOLERANCE * clip * len(y):
+        return (
+            "the gradient of a batch is not the sum of its examples' gradients: a layer mixes "
+            "examples, or the loss is no mean over them"
+        )
+    return None
+
+
+def _gradient(task: Task, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    model.zero_grad()
+    task.loss(model(x), y).backward()
+    return _flat(model)
+
+
+def _flat(model: nn.Module) -> Tensor:
+    """All gradients as one vector in float64."""
+    trained = [each for each in model.parameters() if _trained(each)]
+    grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+    return torch.cat([each.detach().flatten().double() for each in grads])
+
+
+def _trained(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
+
+
+@contextmanager
+def _steady(model: nn.Module) -> Iterator[None]:
+    """Training mode without dropout, which would draw anew for every pass."""
+    model.train()
+    drops = [each for each in model.modules() if isinstance(each, nn.modules.dropout._DropoutNd)]
+    for each in drops:
+        each.eval()
+    try:
+        yield
+    finally:
+        for each in drops:
+            each.train()
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())[:200]

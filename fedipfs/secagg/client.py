@@ -1,0 +1,275 @@
+"""A participant in secure aggregation: one method a stage, each answered once.
+
+Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", figure
+4, in the variant against active adversaries; on k-regular graphs SecAgg+ (Bell et al. 2020). The
+coordinator is trusted with nothing: whatever it sends is checked against what this client knows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+import numpy as np
+
+from fedipfs.errors import (
+    BothShares,
+    NotInCohort,
+    OutOfTurn,
+    SecAggFailed,
+    SecondAnswer,
+    SurvivorsDiffer,
+    TooLate,
+    WrongKeys,
+    WrongShare,
+    WrongVector,
+)
+from fedipfs.secagg import keys, masks, shamir
+from fedipfs.secagg.floors import Floors
+from fedipfs.secagg.journal import Entry, Journal
+from fedipfs.secagg.messages import (
+    Advertise,
+    Confirm,
+    Delivery,
+    Masked,
+    Request,
+    Roster,
+    Share,
+    Signed,
+    Survivors,
+    Unmask,
+)
+from fedipfs.secagg.peers import Peers
+from fedipfs.secagg.session import Session, Sign, Verify
+
+_Answer = TypeVar("_Answer", bound=Signed)
+
+
+class Client:
+    """The client `name` in a session; all that it must remember is in its journal.
+
+    So another process can take the next stage. `sign` signs as `name` (`Party.sign`), `verify`
+    checks another participant's signature against a list of this client's own
+    (`Party.verify_own`). Asked the same again, every method gives the same answer again.
+
+    Raises BelowFloor for parameters that the site does not permit, NotInCohort. Every method
+    raises SecAggRefused (by its kinds), SignatureRefused, SecAggFailed where too few are left, and
+    JournalError.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        sign: Sign,
+        verify: Verify,
+        floors: Floors,
+        journal: Journal,
+    ) -> None:
+        floors.check(session.parameters)
+        session.index(name)
+        self.session, self.name = session, name
+        self._sign, self._verify, self._journal = sign, verify, journal
+
+    def __repr__(self) -> str:
+        return f"Client({self.name}, {self.session})"
+
+    def advertise(self) -> Advertise:
+        """ADVERTISE: take part, with two fresh keys."""
+        done = self._done(Advertise, self.session.digest)
+        if done:
+            return done
+        private = [secrets.token_bytes(keys.KEY) for _ in range(2)]
+        message = Advertise(self.name, *map(keys.public_of, private))
+        message = message.signed(self.session, message.keys, self._sign)
+        return self._say(message, self.session.digest, mask=private[0], seal=private[1])
+
+    def share(self, roster: Roster) -> Share:
+        """SHARE: a fresh seed for the self-mask; shares of it and of the mask key to holders."""
+        done = self._done(Share, roster.digest)
+        if done:
+            return done
+        said = self._said(Advertise)
+        own = next((each for each in roster.clients if each.by == self.name), None)
+        if own is None:
+            raise TooLate(f"{self.name} is not on the roster of {self.session}")
+        if own != Advertise.from_bytes(said.answer):
+            raise WrongKeys(f"the roster of {self.session} has other keys of {self.name}")
+        peers = Peers.check(self.session, roster, self._verify)
+        holders = peers.holders(self.name)
+        self._enough(holders, "hold shares")
+        seed, points = secrets.token_bytes(shamir.SECRET), [peers.point(each) for each in holders]
+        halves = [
+            shamir.split(secret, self.session.parameters.threshold, points)
+            for secret in (seed, said.state["mask"])
+        ]
+        both = {holder: a + b for holder, a, b in zip(holders, *halves, strict=True)}
+        kept = both.pop(self.name)
+        agreement = keys.Agreement(said.state["seal"])
+        sealed = []
+        for holder, pair in both.items():
+            key = agreement.derive(peers.keys[holder][1], "seal", peers.binding, self.name, holder)
+            sealed.append(keys.seal(key, pair, peers.binding))
+        commitment = keys.commit(seed, peers.binding, self.name)
+        message = Share(self.name, roster.digest, commitment, tuple(sealed))
+        message = message.signed(self.session, peers.keys[self.name], self._sign)
+        return self._say(message, roster.digest, peers=peers.plain(), seed=seed, kept=kept)
+
+    def mask(
+        self, delivery: Delivery, vector: np.ndarray, put: Callable[[np.ndarray], str]
+    ) -> Masked:
+        """MASKED: mask the vector in place, hand it to `put`, and say where that has put it.
+
+        `vector` is uint32 of `dimension` coordinates, and must not be used again. `put` is called
+        at most once in a session, since a second vector under the same masks would give both
+        away: what fails between is not tried again. Once answered, `vector` is not looked at.
+        """
+        done = self._done(Masked, delivery.digest)
+        if done:
+            return done
+        shared, peers = self._said(Share), self._peers()
+        if vector.shape != (self.session.parameters.dimension,) or vector.dtype != np.uint32:
+            raise WrongVector(
+                f"a vector of {self.session.parameters.dimension} uint32 expected, not "
+                f"{vector.dtype} {vector.shape}"
+            )
+        received = self._open(peers, delivery)
+        received[self.name] = shared.state["kept"]
+        state = {"sharers": list(delivery.sharers), "shares": received}
+        intent = Entry(delivery.digest, b"", state)
+        if self._journal.write("mask", intent) is not intent:
+            raise SecondAnswer(
+                f"a vector of {self.name} may have left in {self.session}: it is not masked twice"
+            )
+        self._apply(peers, delivery, vector, shared.state["seed"])
+        message = Masked(self.name, delivery.sharers_hash, put(vector))
+        message = message.signed(self.session, peers.keys[self.name], self._sign)
+        return self._say(message, delivery.digest)
+
+    def confirm(self, survivors: Survivors) -> Confirm:
+        """CONFIRM: sign who survived and where their vectors are, this client's among them."""
+        done = self._journal.read(Confirm.stage)
+        if done:
+            if done.request != survivors.digest:
+                raise SurvivorsDiffer(
+                    f"{self.name} has confirmed other survivors of {self.session}"
+                )
+            return Confirm.from_bytes(done.answer)
+        said, peers = self._said(Masked), self._peers()
+        own = next((each for each in survivors.clients if each.by == self.name), None)
+        if own is None:
+            raise TooLate(f"{self.name} does not count as a survivor of {self.session}")
+        if own != Masked.from_bytes(said.answer):
+            raise WrongVector(f"{own.vector} is not the vector that {self.name} sent")
+        peers.check_survivors(survivors, self._sharers(), self._verify)
+        names = [each.by for each in survivors.clients]
+        self._enough(peers.holders(self.name, names), "hold shares and survived")
+        message = Confirm(self.name, survivors.digest)
+        message = message.signed(self.session, peers.keys[self.name], self._sign)
+        return self._say(message, survivors.digest, survivors=names)
+
+    def unmask(self, request: Request) -> Unmask:
+        """UNMASK: one share for each peer, once a quorum has confirmed the same survivors.
+
+        All secrets of the session are removed before the answer leaves.
+        """
+        done = self._done(Unmask, request.digest)
+        if done:
+            return done
+        confirmed, peers = self._said(Confirm), self._peers()
+        survivors = set(request.survivors)
+        twice = survivors.intersection(request.dropped)
+        if twice:
+            raise BothShares(f"asked for both shares of {min(twice)} in {self.session}")
+        sharers = self._sharers()
+        if list(request.survivors) != confirmed.state["survivors"] or (
+            survivors.union(request.dropped) != set(sharers)
+        ):
+            raise SurvivorsDiffer(f"asked to unmask another sum of {self.session} than confirmed")
+        peers.check_confirmations(request, confirmed.request, self._verify)
+        received = self._said_at("mask").state["shares"]
+        half = shamir.SHARE
+        shares = tuple(
+            received[peer][:half] if peer in survivors else received[peer][half:]
+            for peer in peers.holders(self.name, sharers)
+        )
+        message = Unmask(self.name, request.digest, shares)
+        message = message.signed(self.session, peers.keys[self.name], self._sign)
+        return self._say(message, request.digest)
+
+    def _open(self, peers: Peers, delivery: Delivery) -> dict[str, bytes]:
+        """What the neighbours sealed to this client, by name: a share of each of two secrets."""
+        sharers = set(delivery.sharers)
+        if delivery.to != self.name:
+            raise WrongShare(f"shares for {delivery.to} were sent to {self.name}")
+        if self.name not in sharers:
+            raise TooLate(f"{self.name} does not count as having shared in {self.session}")
+        if strangers := sharers - peers.keys.keys():
+            raise NotInCohort(f"{min(strangers)} has shown no keys in {self.session}")
+        self.session.quorum(sharers, "shared their secrets")
+        self._enough(peers.holders(self.name, sharers), "hold shares")
+        neighbours = peers.neighbours(self.name, sharers)
+        if len(delivery.sealed) != len(neighbours):
+            raise WrongShare(
+                f"{len(delivery.sealed)} sealed shares came to {self.name} from "
+                f"{len(neighbours)} neighbours"
+            )
+        agreement = keys.Agreement(self._said(Advertise).state["seal"])
+        found = {}
+        for sender, sealed in zip(neighbours, delivery.sealed, strict=True):
+            key = agreement.derive(peers.keys[sender][1], "seal", peers.binding, sender, self.name)
+            pair = keys.unseal(key, sealed, peers.binding, sender)
+            for share in (pair[: shamir.SHARE], pair[shamir.SHARE :]):
+                shamir.element(share)
+            found[sender] = pair
+        return found
+
+    def _apply(self, peers: Peers, delivery: Delivery, vector: np.ndarray, seed: bytes) -> None:
+        add = [keys.derive(seed, "self mask", peers.binding, self.name)]
+        subtract: list[bytes] = []
+        agreement = keys.Agreement(self._said(Advertise).state["mask"])
+        for peer in peers.neighbours(self.name, set(delivery.sharers)):
+            key = peers.pair_key(agreement, self.name, peer)
+            (add if self.name < peer else subtract).append(key)
+        masks.apply(vector, add, subtract)
+
+    def _peers(self) -> Peers:
+        return Peers.of(self.session, self._said(Share).state["peers"])
+
+    def _sharers(self) -> list[str]:
+        sharers: list[str] = self._said_at("mask").state["sharers"]
+        return sharers
+
+    def _enough(self, holders: Collection[str], what: str) -> None:
+        needed = self.session.parameters.threshold
+        if len(holders) < needed:
+            raise SecAggFailed(
+                f"{len(holders)} clients {what} for {self.name} in {self.session}: {needed} are "
+                "needed"
+            )
+
+    def _done(self, kind: type[_Answer], request: bytes) -> _Answer | None:
+        """The answer that was given at a stage, if one was. Raises SecondAnswer for another."""
+        entry = self._journal.read(kind.stage)
+        if entry is None:
+            return None
+        self._journal.same(kind.stage, entry, request)
+        return kind.from_bytes(entry.answer)
+
+    def _said(self, kind: type[Signed]) -> Entry:
+        return self._said_at(kind.stage)
+
+    def _said_at(self, stage: str) -> Entry:
+        """What was answered at an earlier stage of this very session."""
+        entry = self._journal.read(stage)
+        if entry is None:
+            raise OutOfTurn(f"{self.name} has not answered {stage} in {self.session}")
+        if stage == Advertise.stage:
+            self._journal.same(stage, entry, self.session.digest)
+        return entry
+
+    def _say(self, message: _Answer, request: bytes, **state: object) -> _Answer:
+        """Put an answer on disk; the one to give, which is an earlier one if there was one."""
+        entry = self._journal.write(message.stage, Entry(request, message.to_bytes(), dict(state)))
+        return type(message).from_bytes(entry.answer)

@@ -1,0 +1,175 @@
+"""A client's memory: what it has answered is on disk before it leaves.
+
+One folder a run, closed to other users, holds the newest session and in it one file a stage, which
+is made once and never changed: its answer, what it answered to, and the secrets that later stages
+need. So a client that crashed, or whose next message reaches another process, goes on where it was
+and says the same again, or nothing. A newer session ends the ones before and removes their secrets;
+so does the last answer. (What a disk keeps of removed files is out of our hands.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedipfs.errors import DagCborError, JournalError, SecondAnswer, TooLate
+from fedipfs.ipld import dagcbor
+from fedipfs.secagg.session import Session
+
+FORMAT = "fedipfs-secagg-journal/v1"
+STAGES = ("advertise", "share", "mask", "masked", "confirm", "unmask")
+LAST = STAGES[-1]
+
+_HASH = 32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An answer (bytes), the digest of what it answers, and secrets for later stages."""
+
+    request: bytes
+    answer: bytes
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Journal:
+    """The journal of one client for one session, in a folder of the client's own.
+
+    `durable=False` leaves out the syncs to disk: for simulations and tests only.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], session: Session, durable: bool = True
+    ) -> None:
+        run = hashlib.sha256(session.run.encode()).hexdigest()[:32]
+        self._run = Path(folder) / run
+        self._here = self._run / f"{session.round}.{session.attempt}"
+        self._session, self._durable = session, durable
+
+    def read(self, stage: str) -> Entry | None:
+        """What was answered at a stage. Raises JournalError for a damaged or open file."""
+        path = self._here / stage
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise JournalError(f"journal {path}: {error.strerror}") from error
+        with open(file, "rb") as stream:
+            status = os.fstat(file)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise JournalError(f"journal {path} is open to other users: chmod 600 it")
+            data = stream.read()
+        return _parse(data, path)
+
+    def write(self, stage: str, entry: Entry) -> Entry:
+        """Put an answer on disk, and return it; or what another process has put there before.
+
+        Raises TooLate where the session has ended, SecondAnswer for another request than before.
+        """
+        with self._locked():
+            if stage == STAGES[0]:
+                self._begin()
+            elif not self._here.is_dir():
+                raise TooLate(f"{self._session} has ended here: a newer one has begun")
+            before = self.read(stage)
+            if before is not None:
+                self.same(stage, before, entry.request)
+                return before
+            self._create(self._here / stage, entry)
+            if stage == LAST:
+                self._forget()
+        return entry
+
+    def same(self, stage: str, entry: Entry, request: bytes) -> None:
+        """Raises SecondAnswer if `entry` answers another request."""
+        if entry.request != request:
+            raise SecondAnswer(
+                f"{stage} of {self._session} is answered already, to another request: "
+                "nobody gets a second answer"
+            )
+
+    def _begin(self) -> None:
+        """End older sessions. Raises TooLate for an older one, SecondAnswer for a round done."""
+        mine = (self._session.round, self._session.attempt)
+        older = []
+        for folder in self._run.iterdir():
+            number, _, attempt = folder.name.partition(".")
+            if not attempt:
+                continue
+            other = (int(number), int(attempt))
+            if other > mine:
+                raise TooLate(f"{self._session} has ended here: round {other[0]} has begun")
+            if other[0] == mine[0] and other != mine and (folder / LAST).exists():
+                raise SecondAnswer(f"the sum of round {mine[0]} was unmasked in another attempt")
+            if other != mine:
+                older.append(folder)
+        self._here.mkdir(mode=0o700, exist_ok=True)
+        self._sync(self._run)
+        for folder in older:
+            shutil.rmtree(folder)
+
+    def _forget(self) -> None:
+        """Remove all secrets of the session; its answers stay."""
+        for stage in STAGES:
+            entry = self.read(stage)
+            if entry is not None and entry.state:
+                self._create(self._here / stage, Entry(entry.request, entry.answer))
+
+    def _create(self, path: Path, entry: Entry) -> None:
+        content = dagcbor.encode(
+            {
+                "format": FORMAT,
+                "request": entry.request,
+                "answer": entry.answer,
+                "state": entry.state,
+            }
+        )
+        temporary = path.with_name(f"{path.name}.new")  # only one writes: the run is locked
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, 0o600), "wb") as stream:
+            stream.write(content + hashlib.sha256(content).digest())
+            stream.flush()
+            if self._durable:
+                os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        self._sync(path.parent)
+
+    def _sync(self, folder: Path) -> None:
+        if not self._durable:
+            return
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among all processes of this client."""
+        self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(
+            os.open(self._run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        ) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _parse(data: bytes, path: Path) -> Entry:
+    content, checksum = data[:-_HASH], data[-_HASH:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise JournalError(f"journal {path} is damaged: leave this round out")
+    try:
+        found = dagcbor.decode(content)
+        if found["format"] != FORMAT:
+            raise JournalError(f"journal {path} has the format {found['format']!r:.80}")
+        return Entry(found["request"], found["answer"], found["state"])
+    except (DagCborError, KeyError, TypeError) as error:
+        raise JournalError(f"journal {path} is damaged: {error}") from None

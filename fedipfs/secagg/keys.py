@@ -1,0 +1,79 @@
+"""Keys of a session: X25519 (RFC 7748) agreed on, HKDF-SHA256 (RFC 5869) derived, AES-GCM sealed.
+
+Every key that is derived is bound to the session and to the roster of all advertised keys, to what
+it is for, and to the two organizations that share it, so the same two private keys never give the
+same mask twice, and whoever was shown another roster can open nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedipfs.errors import WrongKeys, WrongShare
+
+KEY = 32  # bytes
+TAG = 16  # bytes that sealing adds
+
+_DOMAIN = b"fedipfs/secagg/v1/"
+_NONCE = bytes(12)  # every key seals one message only
+
+
+def public_of(private: bytes) -> bytes:
+    """The public key of a private one, both raw."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+class Agreement:
+    """One private key and what it agrees on with others. It cannot be printed."""
+
+    def __init__(self, private: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(private)
+
+    def derive(self, public: bytes, use: str, binding: bytes, *names: str) -> bytes:
+        """The 32-byte key for a use that this private key and a peer's public key agree on.
+
+        `binding` is the session's and roster's hash, `names` who shares it, in an order that both
+        keep. Raises WrongKeys for a key of small order, with which anybody agrees.
+        """
+        try:
+            shared = self._private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise WrongKeys(
+                f"a key of {' and '.join(names)}: a point of small order is nobody's key"
+            ) from None
+        return derive(shared, use, binding, *names)
+
+
+def derive(secret: bytes, use: str, binding: bytes, *names: str) -> bytes:
+    """HKDF-SHA256 of a secret: 32 bytes. Uses and names hold no zero byte."""
+    info = b"\0".join([_DOMAIN + use.encode(), *(name.encode() for name in names)])
+    return HKDF(SHA256(), KEY, salt=binding, info=info).derive(secret)
+
+
+def commit(secret: bytes, binding: bytes, name: str) -> bytes:
+    """A hash that fixes a random 32-byte secret of `name` and does not give it away."""
+    return hashlib.sha256(
+        _DOMAIN + b"commitment\0" + binding + name.encode() + b"\0" + secret
+    ).digest()
+
+
+def seal(key: bytes, content: bytes, binding: bytes) -> bytes:
+    """AES-256-GCM under a key that seals nothing else: 16 bytes more than the content."""
+    return AESGCM(key).encrypt(_NONCE, content, binding)
+
+
+def unseal(key: bytes, sealed: bytes, binding: bytes, sender: str) -> bytes:
+    """What `seal` sealed. Raises WrongShare, naming the sender, for anything else."""
+    try:
+        return AESGCM(key).decrypt(_NONCE, sealed, binding)
+    except InvalidTag:
+        raise WrongShare(
+            f"what {sender} sealed does not open: altered, sealed to another, or in a session "
+            "in which other keys were shown"
+        ) from None

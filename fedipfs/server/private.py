@@ -1,0 +1,178 @@
+"""What a run's privacy comes to before its first round: planned, checked, and told to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedipfs import tasks
+from fedipfs.data import Dataset
+from fedipfs.errors import ConfigError
+from fedipfs.strategies import Brief
+
+_WEAK = 10.0  # an epsilon beyond says next to nothing: odds may change by e^10, 22 000 times
+
+
+@dataclass
+class Privacy:
+    """The section `privacy`, complete, the rounds that it allows, and what the user is told."""
+
+    section: dict[str, Any]
+    rounds: int
+    told: list[str]
+    warnings: list[str]
+
+
+def task_for(section: Mapping[str, Any], task: tasks.Task) -> tasks.Task:
+    """The task as it is trained: with other layers, where that is asked for."""
+    if not section.get("replace_layers"):
+        return task
+    from fedipfs.privacy.models import WithPrivateLayers
+
+    return WithPrivateLayers(task)
+
+
+def prepare(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    task: tasks.Task,
+    strategy: Strategy,
+    brief: Brief,
+) -> Privacy:
+    """Complete the section `privacy` of a checked `config`. Raises ConfigError."""
+    match config["privacy"]["name"]:
+        case "dp_sgd":
+            return _dp_sgd(config, dataset, task, strategy, brief)
+        case "central":
+            return _central(config, task)
+    return Privacy(dict(config["privacy"]), config["rounds"], [], [])
+
+
+def wrapped(section: Mapping[str, Any], strategy: Strategy, brief: Brief) -> Strategy:
+    """The strategy as the level of privacy needs it."""
+    if section["name"] != "central":
+        return strategy
+    from fedipfs.strategies.central import central
+
+    own = ("name", "epsilon", "accountant")
+    return central(strategy, {k: v for k, v in section.items() if k not in own}, brief)
+
+
+def _dp_sgd(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    task: tasks.Task,
+    strategy: Strategy,
+    brief: Brief,
+) -> Privacy:
+    from fedipfs.privacy import plan
+    from fedipfs.privacy.models import fitting_mode
+
+    section, name = dict(config["privacy"]), config["strategy"]["name"]
+    releases = _releases(strategy, brief)
+    if releases and section["metrics"] != "noise":
+        raise ConfigError(
+            f"strategy={name} goes by what clients measure, or clients are to evaluate, and "
+            "privacy.metrics=withhold keeps that at home; set privacy.metrics=noise, or choose "
+            "another strategy and evaluate.federated=false"
+        )
+    if section["replace_layers"] and name == "ensemble":
+        raise ConfigError(
+            "privacy.replace_layers=true with strategy=ensemble: an ensemble's models are rebuilt "
+            "from the task, which has the other layers; choose layers that DP-SGD can train"
+        )
+    count = len(dataset.train)
+    share = config["data"]["validation"] or 0.0
+    if section["examples"] is None:
+        section["examples"] = max(1, int(count * (1 - share)) // config["clients"]["total"])
+    if section["delta"] is None:
+        section["delta"] = plan.default_delta(count)
+    warnings = []
+    if section["delta"] * section["examples"] > 0.1:
+        warnings.append(
+            f"privacy.delta={section['delta']:g} is more than 1/(10 N) for N={section['examples']} "
+            "records a client: with a chance of delta nothing is promised"
+        )
+    work = plan.work(
+        config["train"],
+        rounds=config["rounds"],
+        examples=section["examples"],
+        sample_rate=section["sample_rate"],
+        whole=name == "fedsgd",
+        releases=releases,
+        metrics_noise_multiplier=section["metrics_noise_multiplier"],
+    )
+    planned = plan.plan(
+        work,
+        epsilon_target=section["epsilon"],
+        noise_multiplier=section["noise_multiplier"],
+        delta=section["delta"],
+        accountant=section["accountant"],
+    )
+    section |= {
+        "epsilon": planned.epsilon,
+        "noise_multiplier": planned.noise_multiplier,
+        "sample_rate": work.sample_rate,
+    }
+    test = dataset.test
+    wanted = None if section["clipping"] == "auto" else section["clipping"]
+    mode = fitting_mode(task, task.model(), test.inputs, test.targets, mode=wanted)
+    told = [
+        f"privacy: each client's records, epsilon = {planned.epsilon:.3g} at delta = "
+        f"{section['delta']:g} after {planned.rounds} rounds ({section['accountant']}); noise "
+        f"multiplier {planned.noise_multiplier:.4g}, sampling rate {work.sample_rate:.4g}, "
+        f"{work.steps} steps a round, {mode} clipping to {section['clip_norm']:g}"
+    ]
+    if section["reproducible"]:
+        warnings.append(
+            "privacy.reproducible=true: the noise follows from the seed, and whoever knows that "
+            "can take it off; these updates are not private"
+        )
+    if planned.epsilon > _WEAK:
+        warnings.append(f"epsilon = {planned.epsilon:.3g} promises next to nothing")
+    return Privacy(section, planned.rounds, told, warnings)
+
+
+def _releases(strategy: Strategy, brief: Brief) -> int:
+    """How often a client tells in a round what it measured, at most."""
+    own = int(getattr(strategy, "measurements", 0))
+    return own + int(brief.evaluates) + int(reports_loss(strategy))
+
+
+def reports_loss(strategy: Strategy) -> bool:
+    """Whether the strategy weighs clients by the loss of the model that they were sent."""
+    return hasattr(strategy, "train_loss_key")
+
+
+def noise_of(strategy: Strategy) -> float | None:
+    """The noise multiplier of a round's mean, where the strategy adds noise."""
+    spent = getattr(strategy, "spent", None)
+    return None if spent is None else float(spent(1).noise_multiplier)
+
+
+def _central(config: Mapping[str, Any], task: tasks.Task) -> Privacy:
+    from fedipfs.privacy import plan
+    from fedipfs.privacy.central import forecast
+    from fedipfs.server.settings import cohort_size
+
+    section = dict(config["privacy"])
+    planned = plan.plan(
+        plan.Work(config["rounds"], 1.0, 1),
+        epsilon_target=section["epsilon"],
+        noise_multiplier=section["noise_multiplier"],
+        delta=section["delta"],
+        accountant=section["accountant"],
+    )
+    section |= {"epsilon": planned.epsilon, "noise_multiplier": planned.noise_multiplier}
+    seen = forecast(
+        planned.noise_multiplier,
+        planned.rounds,
+        section["delta"],
+        config["clients"]["total"],
+        per_round=cohort_size(config["clients"]),
+        values=sum(each.numel() for each in task.model().state_dict().values()),
+    )
+    return Privacy(section, planned.rounds, [f"privacy: {seen.text}"], list(seen.warnings))

@@ -1,0 +1,115 @@
+"""What a run has cost in privacy so far: of each client's records, or of the clients themselves.
+
+At record level this is what clients say they paid for what arrived here; each site's own ledger
+knows more (other runs, answers that were lost), and is what holds it to its budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+
+from fedipfs.errors import one_line
+
+RECORD = "privacy"  # the key of what an answer says of its own privacy
+_HEAD = 64  # hexadecimal digits
+
+
+class Spending:
+    """Keeps count over rounds; `section` is the run's `privacy`, complete."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self._section = section
+        self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
+        self._notes: dict[
+            str, dict[str, Any]
+        ] = {}  # of the round under way: client -> what it says
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Spending | None:
+        """None where there is nothing to count."""
+        return None if section["name"] == "none" else cls(section)
+
+    def heard(self, client: str, reply: Message) -> None:
+        """Take in what an answer says it cost."""
+        if reply.has_error() or self._section["name"] != "dp_sgd":
+            return
+        record = reply.content.get(RECORD)
+        said = dict(record) if isinstance(record, ConfigRecord) else {}
+        for event in _events(said.get("events")):
+            self._add(client, event)
+        notes = {
+            key: one_line(said[key], _HEAD)
+            for key in ("ledger", "clipping", "noise")
+            if isinstance(said.get(key), str) and said[key]
+        }
+        self._notes.setdefault(client, {}).update(notes)
+
+    def released(self, noise_multiplier: float) -> None:
+        """Take in that a round's noised mean was made: all clients have paid alike."""
+        self._add("", [noise_multiplier, 1.0, 1])
+
+    def close(self) -> dict[str, Any]:
+        """What the round's record says: all events so far, what they come to, and the notes."""
+        notes, self._notes = self._notes, {}
+        section = {key: self._section[key] for key in ("name", "delta", "accountant")}
+        if self._section["name"] == "central":
+            return {**section, "events": self._spent.get("", []), **self._cost("")}
+        clients = {
+            name: {"events": events, **self._cost(name), **notes.get(name, {})}
+            for name, events in sorted(self._spent.items())
+        }
+        return {**section, "clients": clients, **self._most()}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Go on from what `close` gave."""
+        if "clients" in record:
+            known = {name: each["events"] for name, each in record["clients"].items()}
+        else:
+            known = {"": record["events"]}
+        self._spent = {name: [list(event) for event in events] for name, events in known.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's summary says."""
+        section = self._section
+        kept = ("name", "delta", "accountant", "noise_multiplier", "clip_norm", "sample_rate")
+        cost = self._cost("") if section["name"] == "central" else self._most()
+        found = {key: section[key] for key in kept if key in section}
+        unit = "client" if section["name"] == "central" else "record"
+        return {"unit": unit, **found, "planned_epsilon": section["epsilon"], **cost}
+
+    def _add(self, whose: str, event: list[Any]) -> None:
+        noise, rate, steps = event
+        known = self._spent.setdefault(whose, [])
+        for each in known:
+            if each[:2] == [noise, rate]:
+                each[2] += steps
+                return
+        known.append([noise, rate, steps])
+
+    def _cost(self, whose: str) -> dict[str, float]:
+        """Epsilon of all so far, by the accountant that counts, and the other as a check."""
+        from fedipfs.privacy.accounting import ACCOUNTANTS, epsilon
+
+        history = [tuple(event) for event in self._spent.get(whose, [])]
+        found = {name: epsilon(history, self._section["delta"], name) for name in ACCOUNTANTS}
+        by = {f"epsilon_{name}": value for name, value in found.items()}
+        return {"epsilon": found[self._section["accountant"]], **by}
+
+    def _most(self) -> dict[str, float]:
+        costs = [self._cost(name) for name in self._spent] or [self._cost("")]
+        return {key: max(cost[key] for cost in costs) for key in costs[0]}
+
+
+def _events(values: Any) -> Iterable[list[Any]]:
+    """Triples of noise multiplier, sampling rate and steps; what is none is left out."""
+    if not isinstance(values, list | tuple):
+        return
+    for at in range(0, len(values) - 2, 3):
+        noise, rate, steps = (float(value) for value in values[at : at + 3])
+        whole = steps.is_integer() and 1 <= steps < 2**40
+        if whole and 0 < noise < math.inf and 0 < rate <= 1:
+            yield [noise, rate, int(steps)]
