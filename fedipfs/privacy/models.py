@@ -105,22 +105,14 @@ def _difference(task: Task, model: nn.Module, x: Tensor, y: Tensor, mode: str) -
             own = [_gradient(task, model, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
         except Exception as problem:
             return f"one example alone does not pass ({_line(problem)})"
-        if idle := [
-            n for n, each in model.named_parameters() if _trained(each) and each.grad is None
-        ]:
-            return (
-                f"{', '.join(idle)} take no part in the loss: freeze them (requires_grad = False)"
-            )
+        named = [(name, each) for name, each in model.named_parameters() if _trained(each)]
+        if idle := [name for name, each in named if each.grad is None]:
+            return f"no part in the loss have {', '.join(idle)}: freeze them (requires_grad=False)"
         norms = [float(torch.linalg.vector_norm(each)) for each in own]
         clip = max(float(np.median(norms)), 1e-12)
-        wanted = sum(
-            (
-                each * min(1.0, clip / max(norm, 1e-12))
-                for each, norm in zip(own, norms, strict=True)
-            ),
-            start=torch.zeros_like(own[0]),
-        )
-        plain = torch.optim.SGD([each for each in model.parameters() if _trained(each)], lr=1.0)
+        factors = [min(1.0, clip / max(norm, 1e-12)) for norm in norms]
+        wanted = torch.stack(own).T @ torch.tensor(factors, dtype=torch.float64)
+        plain = torch.optim.SGD([each for _, each in named], lr=1.0)
         step = Mechanism(0.0, clip, 1.0, 1.0)
         try:
             with PrivateGradients(task, model, plain, x, y, step, noise.generator(), mode) as made:

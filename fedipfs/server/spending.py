@@ -26,7 +26,7 @@ class Spending:
         self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
         self._notes: dict[
             str, dict[str, Any]
-        ] = {}  # of the round under way: client -> what it says
+        self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Spending | None:

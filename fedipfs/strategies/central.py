@@ -12,7 +12,6 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import nn
 
 from fedipfs.errors import (
     BadUpdate,
@@ -31,9 +30,11 @@ from fedipfs.strategies.delta import Derived
 from fedipfs.strategies.fedavg import FedAvg
 from fedipfs.strategies.screen import parts, require, screen
 from fedipfs.strategies.sensitivity import check_needs_only_mean
-from fedipfs.weights import TensorSpec, is_float
+from fedipfs.weights import Tensors, TensorSpec, is_float
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedipfs.strategies.catalogue import Brief
 
 log = logging.getLogger(__name__)
@@ -57,15 +58,15 @@ class CentralDP(Strategy):
     not longer than C gets noise N(0, s^2), s being `count_stddev`, and the updates get
     (z^-2 - (2 s)^-2)^(-1/2) instead of z, so that both together cost what z says.
 
-    What is private: the contribution of any one client to a round, replaced by zero; m, and who
-    took part or failed, is public. Clients are `clients` of the epsilon, not their examples, and
-    they trust the coordinator, which sees their updates. The rest must not leave it either: no
-    metric of a client is handed on, and `notes` hold only what the noise covers.
+    Private is what any one client contributes to a round: replaced by zero it would hardly be
+    missed. Who took part or failed, and so m, is public. Clients trust the coordinator, which sees
+    their updates; it must publish neither these nor anything else that they measured. So no metric
+    of theirs is handed on, and `notes` hold only what the noise covers.
 
     Clipped and noised are all floating-point tensors, BatchNorm's statistics included (a variance
-    may come out negative: prefer GroupNorm). Others (counters) stay as they were, as they would
-    tell how many examples there are. `leaders` says which tensors move, and, for tied weights,
-    whose values and noise each takes; None: all, each its own.
+    may come out negative: prefer GroupNorm). Others (counters, which would tell how many examples
+    there are) stay as they were. `leaders` has the tensors that move, each with the one whose
+    values and noise it takes, which for tied weights is another; None: all, each its own.
 
     Noise is fresh in every call, so a run that is resumed does not end with the same CID. Raises
     ConfigError for a strategy that does more with updates than taking their mean.
@@ -153,8 +154,8 @@ class CentralDP(Strategy):
         good, self._excluded = screen(replies, self.weighted_by_key)
         self._notes = {}
         total, first = self._sum(server_round, {each.metadata.src_node_id: each for each in good})
-        update = _update(first)
-        base, source = base_of(update).weights, noise.generator()
+        update, source = _update(first), noise.generator()
+        base = base_of(update).weights
         multiplier = self.noise_multiplier
         if self.adaptive:
             multiplier = update_multiplier(multiplier, self.count_stddev)
@@ -170,18 +171,10 @@ class CentralDP(Strategy):
             fraction = (total.fitting + source.normal(0, self.count_stddev)) / total.count
             self._notes |= {"count_stddev": self.count_stddev, "fraction_fitting": fraction}
             self.clip_norm = adapted(self.clip_norm, fraction, self.target_quantile, self.clip_lr)
-        leaders = self._leaders_in(base.specs)
-
-        def piece(name: str, start: int) -> np.ndarray:
-            if name not in leaders:
-                return base.piece(name, start)
-            step = base.piece_starts(base.specs[name]).step
-            return values[leaders[name]][start : start + step]
-
         mean = copy.copy(first)
         mean.content = RecordDict(
             {
-                self.arrayrecord_key: update.over(Derived(base, piece)),
+                self.arrayrecord_key: update.over(self._moved(base, values)),
                 "metrics": MetricRecord({self.weighted_by_key: 1}),
             }
         )
@@ -233,6 +226,18 @@ class CentralDP(Strategy):
         check_update(update, specs, read=False)
         return length(update, self._specs(specs))
 
+    def _moved(self, base: Tensors, values: Mapping[str, np.ndarray]) -> Tensors:
+        """`base` with `values`, flat, in the tensors that move."""
+        leaders = self._leaders_in(base.specs)
+
+        def piece(name: str, start: int) -> np.ndarray:
+            if name not in leaders:
+                return base.piece(name, start)
+            step = base.piece_starts(base.specs[name]).step
+            return values[leaders[name]][start : start + step]
+
+        return Derived(base, piece)
+
     def _specs(self, specs: Mapping[str, TensorSpec]) -> list[TensorSpec]:
         """What is summed and gets noise of its own."""
         leaders = self._leaders_in(specs)
@@ -277,7 +282,7 @@ def central(strategy: Strategy, options: Mapping[str, Any], brief: Brief) -> Cen
     return CentralDP(
         strategy,
         **given,
-        min_successes=getattr(strategy, "min_successes", brief.min_successes),
+        min_successes=brief.min_successes,
         leaders=None if brief.task is None else moving(brief.task.model()),
     )
 
