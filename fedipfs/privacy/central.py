@@ -33,7 +33,7 @@ def update_multiplier(noise_multiplier: float, count_stddev: float) -> float:
 def adapted(clip_norm: float, fraction: float, quantile: float, rate: float) -> float:
     """C exp(-rate (fraction - quantile)): shorter if more than `quantile` of the updates fit in C.
 
-    `fraction` is the noised share of updates not longer than C. Andrew et al. 2021, section 2.1.
+    `fraction` is the noised share of updates not longer than C. Andrew et al. 2021, section 2.
     """
     return clip_norm * math.exp(-rate * (fraction - quantile))
 

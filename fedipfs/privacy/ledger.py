@@ -182,6 +182,14 @@ class Ledger:
         """What is left of the cap's epsilon; the epsilons of runs do not simply add up to it."""
         return max(0.0, self.cap.epsilon - self.epsilon())
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a ledger."""
+        if not self._chain.exists:
+            return False
+        with self._reading():
+            return True
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Account]:
         with self._chain.reading():
@@ -216,13 +224,13 @@ def ledgers(folder: Path_) -> list[Ledger]:
     for name in sorted(names):
         with contextlib.suppress(LedgerError):
             found.append(Ledger(folder, name))  # no other name is a ledger's
-    return [ledger for ledger in found if ledger._chain.exists]
+    return [ledger for ledger in found if ledger.exists]
 
 
 def find(folder: Path_, fingerprint: str) -> Ledger | None:
     """The ledger from which a data set spends, its own or one that adopted it."""
     own = Ledger(folder, fingerprint)
-    if own._chain.exists:
+    if own.exists:
         return own
     return next((each for each in ledgers(folder) if fingerprint in each.fingerprints), None)
 

@@ -38,8 +38,7 @@ class Room:
 
     A part of what fits fits. So when one more epsilon is to be computed anyway, it tries a history
     that is ahead of what is asked, by as much as it was; by half of it where that does not fit;
-    and so on. Over T rounds, of whatever mechanisms in whatever order, that is about 3 log2(T)
-    epsilons.
+    and so on. In a thousand rounds, of whatever mechanisms in whatever order, that makes dozens.
     """
 
     def __init__(self, cap: Cap) -> None:

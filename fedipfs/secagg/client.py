@@ -96,7 +96,7 @@ class Client:
             raise TooLate(f"{self.name} is not on the roster of {self.session}")
         if own != Advertise.from_bytes(said.answer):
             raise WrongKeys(f"the roster of {self.session} has other keys of {self.name}")
-        peers = Peers.check(self.session, roster, self._verify)
+        peers = Peers.check(self.session, roster, self._verify, self.name)
         holders = peers.holders(self.name)
         self._enough(holders, "hold shares")
         seed, points = secrets.token_bytes(shamir.SECRET), [peers.point(each) for each in holders]
@@ -107,14 +107,17 @@ class Client:
         both = {holder: a + b for holder, a, b in zip(holders, *halves, strict=True)}
         kept = both.pop(self.name)
         agreement = keys.Agreement(said.state["seal"])
-        sealed = []
+        sealed, opens = [], {}
         for holder, pair in both.items():
-            key = agreement.derive(peers.keys[holder][1], "seal", peers.binding, self.name, holder)
+            shared = agreement.exchange(peers.keys[holder][1], holder)
+            key = keys.derive(shared, "seal", peers.binding, self.name, holder)
             sealed.append(keys.seal(key, pair, peers.binding))
+            opens[holder] = keys.derive(shared, "seal", peers.binding, holder, self.name)
         commitment = keys.commit(seed, peers.binding, self.name)
         message = Share(self.name, roster.digest, commitment, tuple(sealed))
         message = message.signed(self.session, peers.keys[self.name], self._sign)
-        return self._say(message, roster.digest, peers=peers.plain(), seed=seed, kept=kept)
+        state = {"peers": peers.plain(), "seed": seed, "mask": said.state["mask"]}
+        return self._say(message, roster.digest, **state, kept=kept, opens=opens)
 
     def mask(
         self, delivery: Delivery, vector: np.ndarray, put: Callable[[np.ndarray], str]
@@ -128,21 +131,28 @@ class Client:
         done = self._done(Masked, delivery.digest)
         if done:
             return done
-        shared, peers = self._said(Share), self._peers()
+        shared = self._said(Share)
+        peers = Peers.of(self.session, shared.state["peers"])
         if vector.shape != (self.session.parameters.dimension,) or vector.dtype != np.uint32:
             raise WrongVector(
                 f"a vector of {self.session.parameters.dimension} uint32 expected, not "
                 f"{vector.dtype} {vector.shape}"
             )
-        received = self._open(peers, delivery)
+        received = self._open(peers, delivery, shared.state["opens"])
         received[self.name] = shared.state["kept"]
-        state = {"sharers": list(delivery.sharers), "shares": received}
-        intent = Entry(delivery.digest, b"", state)
+        state = {"peers": shared.state["peers"], "sharers": list(delivery.sharers)}
+        intent = Entry(delivery.digest, b"", {**state, "shares": received})
         if self._journal.write("mask", intent) is not intent:
             raise SecondAnswer(
                 f"a vector of {self.name} may have left in {self.session}: it is not masked twice"
             )
-        self._apply(peers, delivery, vector, shared.state["seed"])
+        add = [keys.derive(shared.state["seed"], "self mask", peers.binding, self.name)]
+        subtract: list[bytes] = []
+        agreement = keys.Agreement(shared.state["mask"])
+        for peer in peers.neighbours(self.name, delivery.sharers):
+            key = peers.pair_key(agreement, self.name, peer)
+            (add if self.name < peer else subtract).append(key)
+        masks.apply(vector, add, subtract)
         message = Masked(self.name, delivery.sharers_hash, put(vector))
         message = message.signed(self.session, peers.keys[self.name], self._sign)
         return self._say(message, delivery.digest)
@@ -156,13 +166,13 @@ class Client:
                     f"{self.name} has confirmed other survivors of {self.session}"
                 )
             return Confirm.from_bytes(done.answer)
-        said, peers = self._said(Masked), self._peers()
+        said, (peers, sharers, _) = self._said(Masked), self._masked()
         own = next((each for each in survivors.clients if each.by == self.name), None)
         if own is None:
             raise TooLate(f"{self.name} does not count as a survivor of {self.session}")
         if own != Masked.from_bytes(said.answer):
             raise WrongVector(f"{own.vector} is not the vector that {self.name} sent")
-        peers.check_survivors(survivors, self._sharers(), self._verify)
+        peers.check_survivors(survivors, sharers, self._verify, self.name)
         names = [each.by for each in survivors.clients]
         self._enough(peers.holders(self.name, names), "hold shares and survived")
         message = Confirm(self.name, survivors.digest)
@@ -177,18 +187,16 @@ class Client:
         done = self._done(Unmask, request.digest)
         if done:
             return done
-        confirmed, peers = self._said(Confirm), self._peers()
+        confirmed, (peers, sharers, received) = self._said(Confirm), self._masked()
         survivors = set(request.survivors)
         twice = survivors.intersection(request.dropped)
         if twice:
             raise BothShares(f"asked for both shares of {min(twice)} in {self.session}")
-        sharers = self._sharers()
         if list(request.survivors) != confirmed.state["survivors"] or (
             survivors.union(request.dropped) != set(sharers)
         ):
             raise SurvivorsDiffer(f"asked to unmask another sum of {self.session} than confirmed")
-        peers.check_confirmations(request, confirmed.request, self._verify)
-        received = self._said_at("mask").state["shares"]
+        peers.check_confirmations(request, confirmed.request, self._verify, self.name)
         half = shamir.SHARE
         shares = tuple(
             received[peer][:half] if peer in survivors else received[peer][half:]
@@ -198,7 +206,7 @@ class Client:
         message = message.signed(self.session, peers.keys[self.name], self._sign)
         return self._say(message, request.digest)
 
-    def _open(self, peers: Peers, delivery: Delivery) -> dict[str, bytes]:
+    def _open(self, peers: Peers, delivery: Delivery, opens: dict[str, bytes]) -> dict[str, bytes]:
         """What the neighbours sealed to this client, by name: a share of each of two secrets."""
         sharers = set(delivery.sharers)
         if delivery.to != self.name:
@@ -215,31 +223,18 @@ class Client:
                 f"{len(delivery.sealed)} sealed shares came to {self.name} from "
                 f"{len(neighbours)} neighbours"
             )
-        agreement = keys.Agreement(self._said(Advertise).state["seal"])
         found = {}
         for sender, sealed in zip(neighbours, delivery.sealed, strict=True):
-            key = agreement.derive(peers.keys[sender][1], "seal", peers.binding, sender, self.name)
-            pair = keys.unseal(key, sealed, peers.binding, sender)
+            pair = keys.unseal(opens[sender], sealed, peers.binding, sender)
             for share in (pair[: shamir.SHARE], pair[shamir.SHARE :]):
                 shamir.element(share)
             found[sender] = pair
         return found
 
-    def _apply(self, peers: Peers, delivery: Delivery, vector: np.ndarray, seed: bytes) -> None:
-        add = [keys.derive(seed, "self mask", peers.binding, self.name)]
-        subtract: list[bytes] = []
-        agreement = keys.Agreement(self._said(Advertise).state["mask"])
-        for peer in peers.neighbours(self.name, set(delivery.sharers)):
-            key = peers.pair_key(agreement, self.name, peer)
-            (add if self.name < peer else subtract).append(key)
-        masks.apply(vector, add, subtract)
-
-    def _peers(self) -> Peers:
-        return Peers.of(self.session, self._said(Share).state["peers"])
-
-    def _sharers(self) -> list[str]:
-        sharers: list[str] = self._said_at("mask").state["sharers"]
-        return sharers
+    def _masked(self) -> tuple[Peers, list[str], dict[str, bytes]]:
+        """What is known since MASKED: peers, who shared, and this client's shares by name."""
+        state = self._said_at("mask").state
+        return Peers.of(self.session, state["peers"]), state["sharers"], state["shares"]
 
     def _enough(self, holders: Collection[str], what: str) -> None:
         needed = self.session.parameters.threshold

@@ -79,6 +79,8 @@ class Journal:
                 self._begin()
             elif not self._here.is_dir():
                 raise TooLate(f"{self._session} has ended here: a newer one has begun")
+            if stage != LAST and (self._here / LAST).exists():
+                raise TooLate(f"{self._session} has ended here: its sum was unmasked")
             before = self.read(stage)
             if before is not None:
                 self.same(stage, before, entry.request)
@@ -117,11 +119,10 @@ class Journal:
             shutil.rmtree(folder)
 
     def _forget(self) -> None:
-        """Remove all secrets of the session; its answers stay."""
-        for stage in STAGES:
-            entry = self.read(stage)
-            if entry is not None and entry.state:
-                self._create(self._here / stage, Entry(entry.request, entry.answer))
+        """Remove all but the last answer: what is secret, and what would need it."""
+        for stage in STAGES[:-1]:
+            (self._here / stage).unlink(missing_ok=True)
+        self._sync(self._here)
 
     def _create(self, path: Path, entry: Entry) -> None:
         content = dagcbor.encode(

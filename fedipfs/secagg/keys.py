@@ -35,23 +35,25 @@ class Agreement:
     def __init__(self, private: bytes) -> None:
         self._private = X25519PrivateKey.from_private_bytes(private)
 
-    def derive(self, public: bytes, use: str, binding: bytes, *names: str) -> bytes:
-        """The 32-byte key for a use that this private key and a peer's public key agree on.
+    def exchange(self, public: bytes, owner: str) -> bytes:
+        """The 32 bytes that this private key and a peer's public key agree on: derive from them.
 
-        `binding` is the session's and roster's hash, `names` who shares it, in an order that both
-        keep. Raises WrongKeys for a key of small order, with which anybody agrees.
+        Raises WrongKeys, naming the owner, for a key of small order, with which anybody agrees.
         """
         try:
-            shared = self._private.exchange(X25519PublicKey.from_public_bytes(public))
+            return self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise WrongKeys(
-                f"a key of {' and '.join(names)}: a point of small order is nobody's key"
+                f"the key of {owner} is a point of small order: it is nobody's key"
             ) from None
-        return derive(shared, use, binding, *names)
 
 
 def derive(secret: bytes, use: str, binding: bytes, *names: str) -> bytes:
-    """HKDF-SHA256 of a secret: 32 bytes. Uses and names hold no zero byte."""
+    """A 32-byte key for one use, by HKDF-SHA256 of a secret.
+
+    `binding` is the session's and roster's hash, `names` who has the key, in an order that all
+    keep. Uses and names hold no zero byte.
+    """
     info = b"\0".join([_DOMAIN + use.encode(), *(name.encode() for name in names)])
     return HKDF(SHA256(), KEY, salt=binding, info=info).derive(secret)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedipfs.errors import NotInCohort, SecAggFailed, SurvivorsDiffer, WrongKeys, WrongVector
 from fedipfs.secagg.graph import Graph
-from fedipfs.secagg.keys import Agreement
+from fedipfs.secagg.keys import Agreement, derive
 from fedipfs.secagg.messages import Keys, Request, Roster, Survivors, names_hash
 from fedipfs.secagg.session import Session, Verify
 
@@ -27,8 +27,10 @@ class Peers:
         self._graph = Graph(session.parameters.clients, session.parameters.neighbours, seed)
 
     @classmethod
-    def check(cls, session: Session, roster: Roster, verify: Verify) -> Peers:
-        """The peers on a roster that came from elsewhere.
+    def check(
+        cls, session: Session, roster: Roster, verify: Verify, known: str | None = None
+    ) -> Peers:
+        """The peers on a roster that came from elsewhere; the answer of `known` is checked already.
 
         Raises SecAggFailed for too few, NotInCohort, a SignatureRefused, and WrongKeys where two
         keys are the same.
@@ -37,7 +39,8 @@ class Peers:
         owners: dict[bytes, str] = {}
         for each in roster.clients:
             session.index(each.by)
-            each.check(session, each.keys, verify)
+            if each.by != known:
+                each.check(session, each.keys, verify)
             for key in each.keys:
                 if key in owners:
                     raise WrongKeys(f"{owners[key]} and {each.by} show the same key")
@@ -57,9 +60,13 @@ class Peers:
         found = self.neighbours(name, there)
         return sorted([*found, name]) if name in there else found
 
-    def connects(self, names: Collection[str]) -> bool:
-        """Whether the masks among these hide all but the sum of all of them."""
-        return self._graph.connects([self.session.index(name) for name in names])
+    def check_connected(self, names: Collection[str]) -> None:
+        """Raises SecAggFailed unless the masks among these hide all but the sum of all of them."""
+        if not self._graph.connects([self.session.index(name) for name in names]):
+            raise SecAggFailed(
+                f"the survivors of {self.session} fall into groups that share no masks: more than "
+                "their sum would be seen"
+            )
 
     def point(self, name: str) -> int:
         """Where the polynomials are evaluated for `name`: its place in the cohort, from 1."""
@@ -68,10 +75,15 @@ class Peers:
     def pair_key(self, agreement: Agreement, mine: str, other: str) -> bytes:
         """The key of the mask that two clients share; the first by name adds it."""
         first, second = sorted((mine, other))
-        return agreement.derive(self.keys[other][0], "pair mask", self.binding, first, second)
+        shared = agreement.exchange(self.keys[other][0], other)
+        return derive(shared, "pair mask", self.binding, first, second)
 
     def check_survivors(
-        self, survivors: Survivors, sharers: Collection[str], verify: Verify
+        self,
+        survivors: Survivors,
+        sharers: Collection[str],
+        verify: Verify,
+        known: str | None = None,
     ) -> None:
         """Raises what fits unless all sent what they are said to have sent, and are enough.
 
@@ -84,7 +96,8 @@ class Peers:
         for each in survivors.clients:
             if each.by not in sharers:
                 raise NotInCohort(f"{each.by} has not shared secrets in {self.session}")
-            each.check(self.session, self.keys[each.by], verify)
+            if each.by != known:
+                each.check(self.session, self.keys[each.by], verify)
             if each.sharers != hashed:
                 raise SurvivorsDiffer(f"{each.by} was shown other sharers in {self.session}")
             if each.vector in owners:
@@ -93,20 +106,19 @@ class Peers:
                 )
             owners[each.vector] = each.by
         self.session.quorum(owners.values(), "sent vectors")
-        if not self.connects(owners.values()):
-            raise SecAggFailed(
-                f"the survivors of {self.session} fall into groups that share no masks: more than "
-                "their sum would be seen"
-            )
+        self.check_connected(owners.values())
 
-    def check_confirmations(self, request: Request, survivors: bytes, verify: Verify) -> None:
+    def check_confirmations(
+        self, request: Request, survivors: bytes, verify: Verify, known: str | None = None
+    ) -> None:
         """Raises what fits unless a quorum of the survivors confirmed the digest `survivors`."""
         for each in request.confirmations:
             if each.by not in request.survivors:
                 raise NotInCohort(f"{each.by} is no survivor of {self.session}")
             if each.survivors != survivors:
                 raise SurvivorsDiffer(f"{each.by} has confirmed other survivors of {self.session}")
-            each.check(self.session, self.keys[each.by], verify)
+            if each.by != known:
+                each.check(self.session, self.keys[each.by], verify)
         self.session.quorum(request.confirmations, "confirmed the survivors")
 
     def plain(self) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class Server:
 
     `verify` checks a participant's signature (`Party.verify`). `take` raises SecAggRefused (by its
     kinds) and SignatureRefused for what is left out: the round goes on without it. Closing a
-    stage raises SecAggFailed if too few are left: nothing has been revealed then. What comes after
-    its stage was closed is TooLate, and its sender counts as dropped out for ever.
+    stage raises SecAggFailed if too few are left, and leaves the stage open. What comes after its
+    stage was closed is TooLate, and its sender counts as dropped out for ever.
     """
 
     def __init__(self, session: Session, verify: Verify) -> None:
@@ -120,20 +120,16 @@ class Server:
 
     def close_masked(self) -> Survivors:
         """Go on with the survivors: those whose vectors have come."""
+        if self.stage == Masked.stage:
+            self._peers.check_connected(self._taken[Masked.stage])
         self._survivors = Survivors(tuple(self._close(Masked, "sent vectors")))
-        if not self._peers.connects(self._taken[Masked.stage]):
-            raise SecAggFailed(
-                f"the survivors of {self.session} fall into groups that share no masks: more than "
-                "their sum would be seen"
-            )
         return self._survivors
 
     def close_confirm(self) -> Request:
-        """Ask the survivors to unmask; also those who did not confirm in time may help."""
+        """Ask those who confirmed to unmask the sum of all survivors."""
         confirmations = tuple(self._close(Confirm, "confirmed the survivors"))
-        self._invited = frozenset(self._taken[Masked.stage])
-        survivors = tuple(sorted(self._invited))
-        dropped = tuple(name for name in self._sharers() if name not in self._invited)
+        survivors = tuple(each.by for each in self._survivors.clients)
+        dropped = tuple(name for name in self._sharers() if name not in survivors)
         self._request = Request(survivors, dropped, confirmations)
         return self._request
 
@@ -213,9 +209,9 @@ class Server:
         if self.stage != kind.stage:
             raise OutOfTurn(f"{self.session} is at {self.stage}, not at {kind.stage}")
         answers = self._answers(kind)
+        self.session.quorum(answers, what)
         self._stage += 1
         self._invited = frozenset(self._taken[kind.stage])
-        self.session.quorum(answers, what)
         return answers
 
     def _turn(self, message: Signed) -> None:

@@ -24,8 +24,6 @@ class Spending:
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
         self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
-        self._notes: dict[
-            str, dict[str, Any]
         self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
 
     @classmethod
