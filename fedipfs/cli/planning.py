@@ -45,10 +45,11 @@ def plan(
     folder: Path,
     as_json: bool,
 ) -> None:
-    """What a run would cost: two of --epsilon, --noise-multiplier and --rounds give the third.
+    """Work out what a run would cost, before it begins.
 
-    With a FINGERPRINT, also what its data set would have spent after the run; where the cap does
-    not allow that, the exit code is 3.
+    Two of --epsilon, --noise-multiplier and --rounds give the third. With a FINGERPRINT, also what
+    its data set would have spent after the run; where the cap does not allow that, the exit code
+    is 3.
     """
     from fedipfs.errors import BudgetSpent
     from fedipfs.privacy import plan as plans

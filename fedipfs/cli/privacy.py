@@ -30,9 +30,9 @@ HOW_TO_CHECK = [
 def commands() -> None:
     """Say what the records at this site may spend, and see what they have spent.
 
-    Each data set has a ledger under the FINGERPRINT of its content, which the site's client tells
-    when there is none. Ledgers are in --ledger DIR, else $FEDIPFS_LEDGER, else in fedipfs/ledger
-    in the state folder ($XDG_STATE_HOME, else ~/.local/state).
+    Each data set has a ledger under the FINGERPRINT of its content, which the site's client names
+    when there is no ledger yet. Ledgers are in --ledger DIR, else $FEDIPFS_LEDGER, else in
+    fedipfs/ledger in the state folder ($XDG_STATE_HOME, else ~/.local/state).
     """
 
 
@@ -92,7 +92,10 @@ fingerprint_argument = click.argument("fingerprint")
 def init(
     fingerprint: str, epsilon: float, delta: float, accountant: str, unrelated: bool, folder: Path
 ) -> None:
-    """Begin the ledger of a data set, and say what its records may spend, for ever and to all."""
+    """Begin a ledger: say what records may spend.
+
+    The cap is for the records of a data set, whoever asks and however often.
+    """
     from fedipfs.errors import LedgerError
     from fedipfs.privacy.ledger import Cap, Ledger, ledgers
 
@@ -118,7 +121,7 @@ def cap(
     accountant: str | None,
     folder: Path,
 ) -> None:
-    """Change what a data set may spend; what it has spent stays spent."""
+    """Change the cap; what was spent stays spent."""
     from fedipfs.privacy.ledger import Cap, Ledger
 
     if epsilon is None and delta is None and accountant is None:
@@ -142,7 +145,11 @@ def cap(
 @click.argument("version")
 @ledger_option
 def adopt(fingerprint: str, version: str, folder: Path) -> None:
-    """Let another VERSION of a data set, by its fingerprint, spend from the same ledger."""
+    """Let a VERSION of a data set spend from its ledger.
+
+    VERSION is the fingerprint of a data set that has records in common with the one that has the
+    ledger, under FINGERPRINT.
+    """
     from fedipfs.privacy.ledger import Ledger
 
     ledger = Ledger.open(folder, fingerprint)
@@ -155,7 +162,11 @@ def adopt(fingerprint: str, version: str, folder: Path) -> None:
 @ledger_option
 @json_option
 def show(fingerprint: str | None, folder: Path, as_json: bool) -> None:
-    """Show what was spent of what is allowed, and by which runs; of all data sets, or of one."""
+    """Show what was spent, and by which runs.
+
+    Of the data set with this FINGERPRINT, or of all. The epsilon of a run is what it would have
+    cost alone; together they cost less than the sum.
+    """
     from fedipfs.privacy.ledger import Ledger, ledgers
 
     found = ledgers(folder) if fingerprint is None else [Ledger.open(folder, fingerprint)]
@@ -216,7 +227,7 @@ def _text(account: dict[str, Any]) -> str:
     ]
     lines = [account["fingerprint"], *align(rows)]
     if runs := account["runs"]:
-        headings = ["run", "coordinator", "rounds", "alone", "last, UTC"]
+        headings = ["run", "coordinator", "rounds", "epsilon alone", "last (UTC)"]
         table = [
             [
                 run["run"],
@@ -236,7 +247,7 @@ def _text(account: dict[str, Any]) -> str:
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The file to write, a new one.")
 @ledger_option
 def export(fingerprint: str, out: Path | None, folder: Path) -> None:
-    """Print the whole ledger of a data set as JSON for an auditor, with how to check it."""
+    """Print a ledger for an auditor, and how to check it."""
     import hashlib
     import json
 

@@ -32,7 +32,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedipfs import data, tasks
-from fedipfs.clients import personal, private
+from fedipfs.clients import personal, private, secure
 from fedipfs.clients.control import Control
 from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
@@ -110,6 +110,19 @@ def train(message: Message, context: Context) -> Message:
     if guard:
         content[private.RECORD] = guard.record()
     return Message(content, reply_to=message)
+
+
+@app.train("secagg")
+def train_masked(message: Message, context: Context) -> Message:
+    """As `train`, but what leaves is masked: the stage MASKED of secure aggregation."""
+    trained = train(message, context)
+    return Message(secure.masked(message, context, trained.content), reply_to=message)
+
+
+@app.query("secagg")
+def secagg(message: Message, context: Context) -> Message:
+    """Another stage of secure aggregation; see secure.py."""
+    return secure.answer(message, context)
 
 
 @app.evaluate()

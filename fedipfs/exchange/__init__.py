@@ -15,6 +15,7 @@ from fedipfs.exchange.arrays import (
 from fedipfs.exchange.compressing import Cost, cost_of
 from fedipfs.exchange.default import default_vault, use_store
 from fedipfs.exchange.ensemble import Recipe, get_ensemble, put_ensemble, tensors_of
+from fedipfs.exchange.flat import flat_size, flatten, moved_by
 from fedipfs.exchange.frames import frame, unframe
 from fedipfs.exchange.grid import CidGrid
 from fedipfs.exchange.heart import Exchange
@@ -45,11 +46,14 @@ __all__ = [
     "cid_mod",
     "cost_of",
     "default_vault",
+    "flat_size",
+    "flatten",
     "frame",
     "from_numpy",
     "from_torch",
     "get_ensemble",
     "load_model",
+    "moved_by",
     "put_arrays",
     "put_ensemble",
     "signed_bytes",

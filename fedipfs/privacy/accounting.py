@@ -69,6 +69,8 @@ def epsilon(
 
 @lru_cache(maxsize=4096)
 def _epsilon(history: History, delta: float, accountant: str) -> float:
+    if not history:
+        return 0.0
     bound, _ = rdp.converted(rdp.curve(history), delta)
     return bound if accountant == "rdp" else min(bound, prv.epsilon(history, delta))
 

@@ -1,10 +1,9 @@
 """A file of entries that only grows, in which nothing can be changed unnoticed.
 
-`NAME.jsonl` has a JSON object a line. Each holds its `number` (from 1, the line's), the `previous`
-line's SHA-256 (with its newline, so `sed -n 3p FILE | sha256sum` gives what line 4 holds), the
-`time` in UTC, a random `nonce`, by which a hash tells nothing of what it is the hash of, and a
-`kind`. `NAME.head` has the number and hash of the last line: without it a missing end would not
-be seen.
+`NAME.jsonl` has a JSON object a line. Each holds its `number` (the line's, from 1), the `time` in
+UTC, a `kind` and what that needs, the SHA-256 of the `previous` line (with its newline: `sed -n 3p
+FILE | sha256sum` gives what line 4 holds), and a random `nonce`, by which a hash tells nothing of
+its line. `NAME.head` has the number and hash of the last line, or a missing end would not be seen.
 
 An append is done once the new line is on disk and then the new head. So a crash leaves nothing; or
 a part of a line, which the next append takes off and notes as `removed` bytes, for its own append
@@ -169,10 +168,10 @@ class Chain:
     def _append(self, file: int, fields: Mapping[str, Any]) -> None:
         entry = {
             "number": len(self.entries) + 1,
-            "previous": self.head,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "nonce": secrets.token_hex(16),
             **fields,
+            "previous": self.head,
+            "nonce": secrets.token_hex(16),
         }
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         try:

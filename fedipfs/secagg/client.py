@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedipfs.errors import (
     BothShares,
     NotInCohort,
-    OutOfTurn,
     SecAggFailed,
     SecondAnswer,
     SurvivorsDiffer,
@@ -83,7 +82,8 @@ class Client:
         private = [secrets.token_bytes(keys.KEY) for _ in range(2)]
         message = Advertise(self.name, *map(keys.public_of, private))
         message = message.signed(self.session, message.keys, self._sign)
-        return self._say(message, self.session.digest, mask=private[0], seal=private[1])
+        state = {"mask": private[0], "seal": private[1]}
+        return self._say(message, self.session.digest, state)
 
     def share(self, roster: Roster) -> Share:
         """SHARE: a fresh seed for the self-mask; shares of it and of the mask key to holders."""
@@ -91,6 +91,7 @@ class Client:
         if done:
             return done
         said = self._said(Advertise)
+        self._journal.same(Advertise.stage, said, self.session.digest)
         own = next((each for each in roster.clients if each.by == self.name), None)
         if own is None:
             raise TooLate(f"{self.name} is not on the roster of {self.session}")
@@ -106,18 +107,19 @@ class Client:
         ]
         both = {holder: a + b for holder, a, b in zip(holders, *halves, strict=True)}
         kept = both.pop(self.name)
-        agreement = keys.Agreement(said.state["seal"])
-        sealed, opens = [], {}
+        masking, sealing = (keys.Agreement(said.state[use]) for use in ("mask", "seal"))
+        sealed, with_them = [], {}
         for holder, pair in both.items():
-            shared = agreement.exchange(peers.keys[holder][1], holder)
+            shared = sealing.exchange(peers.keys[holder][1], holder)
             key = keys.derive(shared, "seal", peers.binding, self.name, holder)
             sealed.append(keys.seal(key, pair, peers.binding))
-            opens[holder] = keys.derive(shared, "seal", peers.binding, holder, self.name)
+            key = keys.derive(shared, "seal", peers.binding, holder, self.name)
+            with_them[holder] = [key, peers.pair_key(masking, self.name, holder)]
         commitment = keys.commit(seed, peers.binding, self.name)
         message = Share(self.name, roster.digest, commitment, tuple(sealed))
         message = message.signed(self.session, peers.keys[self.name], self._sign)
-        state = {"peers": peers.plain(), "seed": seed, "mask": said.state["mask"]}
-        return self._say(message, roster.digest, **state, kept=kept, opens=opens)
+        state = {"peers": peers.plain(), "seed": seed, "kept": kept, "keys": with_them}
+        return self._say(message, roster.digest, state)
 
     def mask(
         self, delivery: Delivery, vector: np.ndarray, put: Callable[[np.ndarray], str]
@@ -138,7 +140,7 @@ class Client:
                 f"a vector of {self.session.parameters.dimension} uint32 expected, not "
                 f"{vector.dtype} {vector.shape}"
             )
-        received = self._open(peers, delivery, shared.state["opens"])
+        received = self._open(peers, delivery, shared.state["keys"])
         received[self.name] = shared.state["kept"]
         state = {"peers": shared.state["peers"], "sharers": list(delivery.sharers)}
         intent = Entry(delivery.digest, b"", {**state, "shares": received})
@@ -148,10 +150,8 @@ class Client:
             )
         add = [keys.derive(shared.state["seed"], "self mask", peers.binding, self.name)]
         subtract: list[bytes] = []
-        agreement = keys.Agreement(shared.state["mask"])
         for peer in peers.neighbours(self.name, delivery.sharers):
-            key = peers.pair_key(agreement, self.name, peer)
-            (add if self.name < peer else subtract).append(key)
+            (add if self.name < peer else subtract).append(shared.state["keys"][peer][1])
         masks.apply(vector, add, subtract)
         message = Masked(self.name, delivery.sharers_hash, put(vector))
         message = message.signed(self.session, peers.keys[self.name], self._sign)
@@ -177,7 +177,7 @@ class Client:
         self._enough(peers.holders(self.name, names), "hold shares and survived")
         message = Confirm(self.name, survivors.digest)
         message = message.signed(self.session, peers.keys[self.name], self._sign)
-        return self._say(message, survivors.digest, survivors=names)
+        return self._say(message, survivors.digest, {"survivors": names})
 
     def unmask(self, request: Request) -> Unmask:
         """UNMASK: one share for each peer, once a quorum has confirmed the same survivors.
@@ -206,7 +206,9 @@ class Client:
         message = message.signed(self.session, peers.keys[self.name], self._sign)
         return self._say(message, request.digest)
 
-    def _open(self, peers: Peers, delivery: Delivery, opens: dict[str, bytes]) -> dict[str, bytes]:
+    def _open(
+        self, peers: Peers, delivery: Delivery, known: dict[str, list[bytes]]
+    ) -> dict[str, bytes]:
         """What the neighbours sealed to this client, by name: a share of each of two secrets."""
         sharers = set(delivery.sharers)
         if delivery.to != self.name:
@@ -225,7 +227,7 @@ class Client:
             )
         found = {}
         for sender, sealed in zip(neighbours, delivery.sealed, strict=True):
-            pair = keys.unseal(opens[sender], sealed, peers.binding, sender)
+            pair = keys.unseal(known[sender][0], sealed, peers.binding, sender)
             for share in (pair[: shamir.SHARE], pair[shamir.SHARE :]):
                 shamir.element(share)
             found[sender] = pair
@@ -233,7 +235,7 @@ class Client:
 
     def _masked(self) -> tuple[Peers, list[str], dict[str, bytes]]:
         """What is known since MASKED: peers, who shared, and this client's shares by name."""
-        state = self._said_at("mask").state
+        state = self._journal.need("mask").state
         return Peers.of(self.session, state["peers"]), state["sharers"], state["shares"]
 
     def _enough(self, holders: Collection[str], what: str) -> None:
@@ -253,18 +255,13 @@ class Client:
         return kind.from_bytes(entry.answer)
 
     def _said(self, kind: type[Signed]) -> Entry:
-        return self._said_at(kind.stage)
+        """What was answered at an earlier stage. Raises OutOfTurn, TooLate."""
+        return self._journal.need(kind.stage)
 
-    def _said_at(self, stage: str) -> Entry:
-        """What was answered at an earlier stage of this very session."""
-        entry = self._journal.read(stage)
-        if entry is None:
-            raise OutOfTurn(f"{self.name} has not answered {stage} in {self.session}")
-        if stage == Advertise.stage:
-            self._journal.same(stage, entry, self.session.digest)
-        return entry
-
-    def _say(self, message: _Answer, request: bytes, **state: object) -> _Answer:
+    def _say(
+        self, message: _Answer, request: bytes, state: dict[str, Any] | None = None
+    ) -> _Answer:
         """Put an answer on disk; the one to give, which is an earlier one if there was one."""
-        entry = self._journal.write(message.stage, Entry(request, message.to_bytes(), dict(state)))
-        return type(message).from_bytes(entry.answer)
+        mine = Entry(request, message.to_bytes(), state or {})
+        entry = self._journal.write(message.stage, mine)
+        return message if entry is mine else type(message).from_bytes(entry.answer)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedipfs.errors import DagCborError, JournalError, SecondAnswer, TooLate
+from fedipfs.errors import DagCborError, JournalError, OutOfTurn, SecondAnswer, TooLate
 from fedipfs.ipld import dagcbor
 from fedipfs.secagg.session import Session
 
@@ -69,18 +69,24 @@ class Journal:
             data = stream.read()
         return _parse(data, path)
 
+    def need(self, stage: str) -> Entry:
+        """As `read`. Raises OutOfTurn where nothing was answered, TooLate after the end."""
+        entry = self.read(stage)
+        if entry is None:
+            self._check_open()
+            raise OutOfTurn(f"{stage} of {self._session} has not been answered here")
+        return entry
+
     def write(self, stage: str, entry: Entry) -> Entry:
         """Put an answer on disk, and return it; or what another process has put there before.
 
         Raises TooLate where the session has ended, SecondAnswer for another request than before.
         """
         with self._locked():
+            if stage != LAST:
+                self._check_open()
             if stage == STAGES[0]:
                 self._begin()
-            elif not self._here.is_dir():
-                raise TooLate(f"{self._session} has ended here: a newer one has begun")
-            if stage != LAST and (self._here / LAST).exists():
-                raise TooLate(f"{self._session} has ended here: its sum was unmasked")
             before = self.read(stage)
             if before is not None:
                 self.same(stage, before, entry.request)
@@ -98,25 +104,33 @@ class Journal:
                 "nobody gets a second answer"
             )
 
+    def _check_open(self) -> None:
+        """Raises TooLate if the session has ended."""
+        if (self._here / LAST).exists():
+            raise TooLate(f"{self._session} has ended here: its sum was unmasked")
+        newest = max(self._others(), default=(-1, 0))
+        if newest > (self._session.round, self._session.attempt):
+            raise TooLate(f"{self._session} has ended here: round {newest[0]} has begun")
+
     def _begin(self) -> None:
-        """End older sessions. Raises TooLate for an older one, SecondAnswer for a round done."""
-        mine = (self._session.round, self._session.attempt)
-        older = []
-        for folder in self._run.iterdir():
-            number, _, attempt = folder.name.partition(".")
-            if not attempt:
-                continue
-            other = (int(number), int(attempt))
-            if other > mine:
-                raise TooLate(f"{self._session} has ended here: round {other[0]} has begun")
-            if other[0] == mine[0] and other != mine and (folder / LAST).exists():
-                raise SecondAnswer(f"the sum of round {mine[0]} was unmasked in another attempt")
-            if other != mine:
-                older.append(folder)
+        """End older sessions. Raises SecondAnswer where this round is done in another attempt."""
+        others = self._others()
+        for (number, _), folder in others.items():
+            if number == self._session.round and (folder / LAST).exists():
+                raise SecondAnswer(f"the sum of round {number} was unmasked in another attempt")
         self._here.mkdir(mode=0o700, exist_ok=True)
         self._sync(self._run)
-        for folder in older:
+        for folder in others.values():
             shutil.rmtree(folder)
+
+    def _others(self) -> dict[tuple[int, int], Path]:
+        """The folders of the run's other sessions, by round and attempt."""
+        found = {}
+        for folder in self._run.glob("*.*"):
+            number, attempt = folder.name.split(".")
+            if folder != self._here:
+                found[int(number), int(attempt)] = folder
+        return found
 
     def _forget(self) -> None:
         """Remove all but the last answer: what is secret, and what would need it."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -262,7 +262,7 @@ class Unmask(Signed):
     stage = "unmask"
     by: str
     request: bytes
-    shares: tuple[bytes, ...]
+    shares: tuple[bytes, ...] = field(repr=False)
     signature: bytes = b""
 
     def __post_init__(self) -> None:

@@ -33,7 +33,9 @@ class Parameters:
     threshold  t, the shares that give a secret back; in the complete graph the sharer holds one
     neighbours k, with how many each client masks and shares: n - 1, or an even number below
     quorum     how many must confirm one set of survivors before anyone helps to unmask it
-    colluders  how many participants may work with a lying coordinator and still learn only the sum
+    colluders  how many participants may work with a lying coordinator: together they learn no
+               more than the sum of the others, of whom it holds at least quorum - colluders
+    dropouts   how many may drop out
     clip       values beyond this are clipped; what it means exactly is the encoding's to say
     bits       bits of a value in the encoding
     encoding   how values become uint32: "uniform" (quantize.py), or one that others define
@@ -49,6 +51,7 @@ class Parameters:
     neighbours: int
     quorum: int
     colluders: int
+    dropouts: int
     clip: float = 1.0
     bits: int = 20
     encoding: str = UNIFORM
@@ -68,12 +71,17 @@ class Parameters:
             raise ConfigError(f"threshold={t} of {n} clients: use {n // 2 + 1} to {n}")
         if not self.complete and not 1 <= t <= k:
             raise ConfigError(f"threshold={t} of {k} neighbours: use 1 to {k}")
-        if not (t <= self.quorum if self.complete else True) or not n < 2 * self.quorum <= 2 * n:
+        if not n < 2 * self.quorum <= 2 * n or (self.complete and self.quorum < t):
             raise ConfigError(f"quorum={self.quorum} of {n} clients: use {n // 2 + 1} to {n}")
         if c > 2 * self.quorum - n - 1 or (self.complete and c >= t):
             raise ConfigError(
                 f"colluders={c}: with a quorum of {self.quorum} of {n} clients, at most "
                 f"{2 * self.quorum - n - 1} can be withstood"
+            )
+        if self.dropouts > n - self.quorum:
+            raise ConfigError(
+                f"dropouts={self.dropouts}: a quorum of {self.quorum} of {n} clients withstands "
+                f"at most {n - self.quorum}"
             )
         if not self.complete and graph.security(n, k, t, c) < SECURITY:
             raise ConfigError(
@@ -140,7 +148,9 @@ class Parameters:
         if (clients <= graph.COMPLETE_UP_TO) if complete is None else complete:
             t = 2 * clients // 3 + 1 if threshold is None else threshold
             withstood = 2 * t - clients - 1
-            chosen = cls(clients, values, t, clients - 1, t, max(withstood, 0), **rest)
+            chosen = cls(
+                clients, values, t, clients - 1, t, max(withstood, 0), max(clients - t, 0), **rest
+            )
             if colluders is not None and int(colluders * clients) > withstood:
                 raise ConfigError(
                     f"threshold {t} of {clients} withstands {withstood} colluders, not "
@@ -163,16 +173,15 @@ class Parameters:
                 f"confirm the survivors where {collude} may collude: expect fewer of either"
             )
         k, t = graph.choose(clients, collude, drop, security, correctness)
-        return cls(clients, values, t, k, quorum, collude, **rest)
+        return cls(clients, values, t, k, quorum, collude, drop, **rest)
 
     def describe(self) -> str:
         """One line to show to the user: what was chosen, and what it withstands."""
         kind = "complete graph" if self.complete else f"{self.neighbours}-regular graph"
-        shape = f"{self.clients} clients, {kind}, threshold {self.threshold}"
-        spare = self.clients - self.quorum
         return (
-            f"{shape}, quorum {self.quorum}: up to {spare} may drop out, up to {self.colluders} "
-            f"may collude with the coordinator; {self.dimension} coordinates of 32 bits"
+            f"{self.clients} clients, {kind}, threshold {self.threshold}, quorum {self.quorum}: up "
+            f"to {self.dropouts} may drop out and up to {self.colluders} collude with the "
+            f"coordinator; a sum holds at least {self.quorum - self.colluders} others"
         )
 
     def plain(self) -> dict[str, Any]:
@@ -197,7 +206,16 @@ class Parameters:
 
 
 def _check_types(found: Parameters) -> None:
-    for name in ("clients", "values", "threshold", "neighbours", "quorum", "colluders", "bits"):
+    for name in (
+        "clients",
+        "values",
+        "threshold",
+        "neighbours",
+        "quorum",
+        "colluders",
+        "dropouts",
+        "bits",
+    ):
         value = getattr(found, name)
         if type(value) is not int or not 0 <= value < 1 << 40:
             raise ConfigError(f"{name}={value!r:.80}: expected an integer, 0 or more")

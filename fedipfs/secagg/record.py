@@ -8,7 +8,7 @@ compute the sum, as the coordinator could, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import numpy as np
@@ -84,8 +84,8 @@ class Record(Message):
     commitments: tuple[Commitment, ...]
     survivors: tuple[Masked, ...]
     confirmations: tuple[Confirm, ...]
-    seeds: tuple[bytes, ...]
-    mask_keys: tuple[bytes, ...]
+    seeds: tuple[bytes, ...] = field(repr=False)
+    mask_keys: tuple[bytes, ...] = field(repr=False)
     total: str = ""
 
     def __post_init__(self) -> None:

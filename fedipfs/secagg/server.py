@@ -22,7 +22,7 @@ from fedipfs.errors import (
     WrongShare,
     WrongVector,
 )
-from fedipfs.secagg import shamir
+from fedipfs.secagg import keys, shamir
 from fedipfs.secagg.messages import (
     Advertise,
     Confirm,
@@ -66,10 +66,13 @@ class Server:
 
     def __init__(self, session: Session, verify: Verify) -> None:
         self.session, self._verify = session, verify
-        self._taken: dict[str, dict[str, Any]] = {stage: {} for stage in _ORDER}
         self._stage = 0
+        self._taken: dict[str, dict[str, Any]] = {stage: {} for stage in _ORDER}
         self._invited: Collection[str] = session.cohort
+        self._seen: set[object] = set()  # keys and vectors that somebody has named already
+        self._probe = keys.Agreement(bytes(keys.KEY))  # any key: weak ones agree with all
         self._total = np.zeros(session.parameters.dimension, np.uint32)
+        self._shares: dict[str, dict[int, bytes]] = {}  # by owner and point
 
     @property
     def stage(self) -> str:
@@ -86,7 +89,7 @@ class Server:
         That the vector is the one that the message names is the caller's to check: a store that
         gives it by its CID has done so. An answer that is there already is not taken again.
         """
-        self._turn(message)
+        self._check_turn(message)
         before = self._taken[self.stage].get(message.by)
         if before is not None:
             if before != message:
@@ -94,9 +97,17 @@ class Server:
             return
         known = message.keys if isinstance(message, Advertise) else self._peers.keys[message.by]
         message.check(self.session, known, self._verify)
-        self._check(message, vector)
-        if vector is not None:
-            np.add(self._total, vector, out=self._total)
+        if isinstance(message, Advertise):
+            self._take_keys(message)
+        elif isinstance(message, Share):
+            self._check_share(message)
+        elif isinstance(message, Masked):
+            self._take_vector(message, vector)
+        elif isinstance(message, Confirm):
+            if message.survivors != self._survivors.digest:
+                raise SurvivorsDiffer(f"{message.by} confirms other survivors of {self.session}")
+        elif isinstance(message, Unmask):
+            self._take_shares(message)
         self._taken[self.stage][message.by] = message
 
     def close_advertise(self) -> Roster:
@@ -107,39 +118,41 @@ class Server:
         return self._roster
 
     def close_share(self) -> dict[str, Delivery]:
-        """Go on with those who shared: what to deliver to each of them."""
+        """Go on with those who shared: what to deliver to each of them, by name."""
         answers = self._close(Share, "shared their secrets")
-        sharers = self._taken[Share.stage] = {each.by: each for each in answers}  # sorted
-        to: dict[str, list[bytes]] = {name: [] for name in sharers}
-        for name, answer in sharers.items():
-            receivers = self._peers.neighbours(name)
+        self._sharers = tuple(each.by for each in answers)
+        self._sharers_hash = names_hash(self._sharers)
+        self._shares = {name: {} for name in self._sharers}
+        to: dict[str, list[bytes]] = {name: [] for name in self._sharers}
+        for answer in answers:  # sorted, so everyone's come sorted
+            receivers = self._peers.neighbours(answer.by)
             for receiver, sealed in zip(receivers, answer.sealed, strict=True):
                 if receiver in to:
                     to[receiver].append(sealed)
-        return {name: Delivery(name, tuple(sharers), tuple(each)) for name, each in to.items()}
+        return {name: Delivery(name, self._sharers, tuple(each)) for name, each in to.items()}
 
     def close_masked(self) -> Survivors:
         """Go on with the survivors: those whose vectors have come."""
         if self.stage == Masked.stage:
-            self._peers.check_connected(self._taken[Masked.stage])
+            self._peers.check_connected(self._taken[self.stage])
         self._survivors = Survivors(tuple(self._close(Masked, "sent vectors")))
         return self._survivors
 
     def close_confirm(self) -> Request:
         """Ask those who confirmed to unmask the sum of all survivors."""
         confirmations = tuple(self._close(Confirm, "confirmed the survivors"))
-        survivors = tuple(each.by for each in self._survivors.clients)
-        dropped = tuple(name for name in self._sharers() if name not in survivors)
-        self._request = Request(survivors, dropped, confirmations)
+        survivors = self._taken[Masked.stage]
+        dropped = tuple(name for name in self._sharers if name not in survivors)
+        self._request = Request(tuple(sorted(survivors)), dropped, confirmations)
         return self._request
 
     @property
     def unmaskable(self) -> bool:
         """Whether `result` has the shares that it needs."""
-        if self.stage != Unmask.stage:
-            return False
-        shares = self._shares()
-        return all(len(shares[name]) >= self._threshold for name in self._recovered())
+        needed = self.session.parameters.threshold
+        return self.stage == Unmask.stage and all(
+            len(self._shares[name]) >= needed for name in self._recovered()
+        )
 
     def result(self) -> Result:
         """The sum, once enough have helped to unmask it: as soon as `unmaskable`.
@@ -149,25 +162,13 @@ class Server:
         """
         if self.stage != Unmask.stage:
             raise OutOfTurn(f"{self.session} is at {self.stage}: its sum cannot be unmasked yet")
-        shares, secrets = self._shares(), {}
-        weights: dict[tuple[int, ...], list[int]] = {}
-        for name in self._recovered():
-            found = shares[name][: self._threshold]
-            if len(found) < self._threshold:
-                raise SecAggFailed(
-                    f"{len(found)} clients gave a share of what {name} masked with in "
-                    f"{self.session}: {self._threshold} are needed"
-                )
-            points = tuple(point for point, _ in found)
-            if points not in weights:
-                weights[points] = shamir.coefficients(points)
-            secrets[name] = _combine(weights[points], [share for _, share in found], name)
+        secrets = self._secrets()
         record = Record(
             session=self.session.to_bytes(),
             clients=self._roster.clients,
             commitments=tuple(map(Commitment.of_share, self._answers(Share))),
-            survivors=tuple(self._answers(Masked)),
-            confirmations=tuple(self._answers(Confirm)),
+            survivors=self._survivors.clients,
+            confirmations=self._request.confirmations,
             seeds=tuple(secrets[name] for name in self._request.survivors),
             mask_keys=tuple(secrets.get(name, NONE) for name in self._request.dropped),
         )
@@ -175,34 +176,86 @@ class Server:
         record.unmask(self._peers, total)
         return Result(total, record)
 
+    def _secrets(self) -> dict[str, bytes]:
+        """By name: seeds of survivors, mask keys of those who dropped out."""
+        needed = self.session.parameters.threshold
+        found: dict[str, bytes] = {}
+        coefficients: dict[tuple[int, ...], list[int]] = {}  # in the complete graph, one for all
+        for name in self._recovered():
+            shares = self._shares[name]
+            points = tuple(sorted(shares)[:needed])
+            if len(points) < needed:
+                raise SecAggFailed(
+                    f"{len(points)} clients gave a share of what {name} masked with in "
+                    f"{self.session}: {needed} are needed"
+                )
+            if points not in coefficients:
+                coefficients[points] = shamir.coefficients(points)
+            try:
+                secret = shamir.combine(coefficients[points], [shares[point] for point in points])
+            except WrongShare as error:
+                raise SecAggFailed(
+                    f"what {name} masked with in {self.session} is lost: {error}"
+                ) from None
+            found[name] = secret
+        return found
+
     def _recovered(self) -> list[str]:
-        """Whose secret must be known: survivors' seeds, mask keys of those they masked with."""
-        survivors = set(self._request.survivors)
+        """Whose secret must be known: survivors', and theirs with whom a survivor masked."""
+        survivors = self._taken[Masked.stage]
         dropped = [
             name for name in self._request.dropped if self._peers.neighbours(name, survivors)
         ]
         return [*self._request.survivors, *dropped]
 
-    def _shares(self) -> dict[str, list[tuple[int, bytes]]]:
-        """By whose secret they are of, all points and shares that have come."""
-        sharers = self._sharers()
-        found: dict[str, list[tuple[int, bytes]]] = {name: [] for name in sharers}
-        for answer in self._answers(Unmask):
-            point = self._peers.point(answer.by)
-            owners = self._peers.holders(answer.by, sharers)
-            for owner, share in zip(owners, answer.shares, strict=True):
-                found[owner].append((point, share))
-        return found
+    def _take_keys(self, message: Advertise) -> None:
+        for key in message.keys:
+            self._probe.exchange(key, message.by)
+        if message.mask_key == message.seal_key or self._seen.intersection(message.keys):
+            raise WrongKeys(f"{message.by} shows a key of {self.session} that is there already")
+        self._seen.update(message.keys)
 
-    @property
-    def _threshold(self) -> int:
-        return self.session.parameters.threshold
+    def _check_share(self, message: Share) -> None:
+        if message.roster != self._roster.digest:
+            raise WrongShare(f"{message.by} has shared for another roster of {self.session}")
+        if len(message.sealed) != len(self._peers.neighbours(message.by)):
+            raise WrongShare(
+                f"{message.by} has sealed {len(message.sealed)} shares in {self.session}"
+            )
 
-    def _sharers(self) -> dict[str, Share]:
-        return self._taken[Share.stage]
+    def _take_vector(self, message: Masked, vector: np.ndarray | None) -> None:
+        if message.sharers != self._sharers_hash:
+            raise SurvivorsDiffer(f"{message.by} masked among other sharers of {self.session}")
+        if message.vector in self._seen:
+            raise WrongVector(f"{message.by} names a vector that is another's, {message.vector}")
+        wanted = self.session.parameters.dimension
+        if vector is None or vector.shape != (wanted,) or vector.dtype != np.uint32:
+            raise WrongVector(f"the vector of {message.by} is not one of {wanted} uint32")
+        self._seen.add(message.vector)
+        np.add(self._total, vector, out=self._total)
 
-    def _answers(self, kind: type[_Answer]) -> list[_Answer]:
-        return [answer for _, answer in sorted(self._taken[kind.stage].items())]
+    def _take_shares(self, message: Unmask) -> None:
+        if message.request != self._request.digest:
+            raise SurvivorsDiffer(f"{message.by} unmasks another sum of {self.session}")
+        owners = self._peers.holders(message.by, self._shares)
+        if len(message.shares) != len(owners):
+            raise WrongShare(f"{message.by} gives {len(message.shares)} shares in {self.session}")
+        for share in message.shares:
+            shamir.element(share)
+        point = self._peers.point(message.by)
+        for owner, share in zip(owners, message.shares, strict=True):
+            self._shares[owner][point] = share
+
+    def _check_turn(self, message: Signed) -> None:
+        """Raises OutOfTurn, TooLate or NotInCohort unless the sender may answer this stage now."""
+        self.session.index(message.by)
+        stage = _ORDER.index(message.stage)
+        if stage > self._stage:
+            raise OutOfTurn(f"{message.by} answers {message.stage} before it is asked")
+        if stage < self._stage:
+            raise TooLate(f"{message.by} answers {message.stage} after it was closed")
+        if message.by not in self._invited:
+            raise TooLate(f"{message.by} has dropped out of {self.session} before {message.stage}")
 
     def _close(self, kind: type[_Answer], what: str) -> list[_Answer]:
         """End a stage: its answers, sorted; from now on only who gave one goes on."""
@@ -214,51 +267,5 @@ class Server:
         self._invited = frozenset(self._taken[kind.stage])
         return answers
 
-    def _turn(self, message: Signed) -> None:
-        """Raises OutOfTurn, TooLate or NotInCohort unless the sender may answer this stage now."""
-        self.session.index(message.by)
-        stage = _ORDER.index(message.stage)
-        if stage > self._stage:
-            raise OutOfTurn(f"{message.by} answers {message.stage} before it is asked")
-        if stage < self._stage:
-            raise TooLate(f"{message.by} answers {message.stage} after it was closed")
-        if message.by not in self._invited:
-            raise TooLate(f"{message.by} has dropped out of {self.session} before {message.stage}")
-
-    def _check(self, message: Signed, vector: np.ndarray | None) -> None:
-        """Raises what fits unless an answer is to what was asked."""
-        by, session = message.by, self.session
-        if isinstance(message, Advertise):
-            shown = {key for each in self._answers(Advertise) for key in each.keys}
-            if shown.intersection(message.keys) or message.mask_key == message.seal_key:
-                raise WrongKeys(f"{by} shows a key of {session} that is there already")
-        elif isinstance(message, Share):
-            if message.roster != self._roster.digest:
-                raise WrongShare(f"{by} has shared for another roster of {session}")
-            if len(message.sealed) != len(self._peers.neighbours(by)):
-                raise WrongShare(f"{by} sealed {len(message.sealed)} shares in {session}")
-        elif isinstance(message, Masked):
-            if message.sharers != names_hash(tuple(self._sharers())):
-                raise SurvivorsDiffer(f"{by} masked among other sharers of {session}")
-            if any(each.vector == message.vector for each in self._answers(Masked)):
-                raise WrongVector(f"{by} names a vector that is another's, {message.vector}")
-            wanted = session.parameters.dimension
-            if vector is None or vector.shape != (wanted,) or vector.dtype != np.uint32:
-                raise WrongVector(f"the vector of {by} is not one of {wanted} uint32")
-        elif isinstance(message, Confirm):
-            if message.survivors != self._survivors.digest:
-                raise SurvivorsDiffer(f"{by} confirms other survivors of {session}")
-        elif isinstance(message, Unmask):
-            if message.request != self._request.digest:
-                raise SurvivorsDiffer(f"{by} unmasks another sum of {session}")
-            if len(message.shares) != len(self._peers.holders(by, self._sharers())):
-                raise WrongShare(f"{by} gives {len(message.shares)} shares in {session}")
-            for share in message.shares:
-                shamir.element(share)
-
-
-def _combine(weights: list[int], shares: list[bytes], name: str) -> bytes:
-    try:
-        return shamir.combine(weights, shares)
-    except WrongShare as error:
-        raise SecAggFailed(f"a secret of {name} is lost: {error}") from None
+    def _answers(self, kind: type[_Answer]) -> list[_Answer]:
+        return [answer for _, answer in sorted(self._taken[kind.stage].items())]

@@ -17,6 +17,7 @@ from fedipfs.ipld import CID
 from fedipfs.server.cohort import Answers, CohortGrid, Flights, ask
 from fedipfs.server.engine.clock import SimulatedGrid
 from fedipfs.server.engine.local import LocalGrid
+from fedipfs.server.secure import Secure
 from fedipfs.server.selection import Selection
 from fedipfs.strategies import update_in
 
@@ -28,7 +29,8 @@ class Asking:
     """Asks clients what a strategy wants to know, through `edge` over `grid`.
 
     `run` is signed for where messages are signed (None: they are not), `config` the CID of what
-    clients go by; they are told of `told`, too. See Federation for the rest.
+    clients go by; they are told of `told`, too. With `secure` they answer under masks. See
+    Federation for the rest.
     """
 
     edge: CidGrid
@@ -41,6 +43,7 @@ class Asking:
     deadline_s: float | None = None
     poison: Callable[[int, list[Message]], list[Message]] | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    secure: Secure | None = None
     _flights: Flights = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,9 @@ class Asking:
         """A cohort trains, and all (or the first so many) are waited for."""
         fit = self.selection.fit(number, *self._nodes(number))
         cohort, enough = self.selection.cohort(number, fit), self.selection.size(len(fit))
+        if self.secure is not None:
+            messages = self._configured("train", number, model, cohort)
+            return self.secure.train(number, model, messages, self.config)
         follow = getattr(self.strategy, "follow_up", None)
 
         def follow_up(reply: Message) -> Iterable[Message]:

@@ -23,7 +23,7 @@ from fedipfs.exchange import (
     to_torch,
 )
 from fedipfs.ipld import CID, DAG_CBOR
-from fedipfs.server import private
+from fedipfs.server import private, secagg
 from fedipfs.server.settings import cohort_size
 from fedipfs.store import Store, dag, open_store
 from fedipfs.strategies import STRATEGIES, Brief, Mean, build, required_successes
@@ -80,9 +80,10 @@ class Bench:
         if validation is None:
             needed = brief.evaluates or getattr(strategy, "needs_validation", False)
             options["validation"] = _VALIDATION if needed else 0.0
+        config["secagg"] = secagg.prepare(config, task, strategy, len(dataset.train))
         planned = private.prepare(config, dataset, task, strategy, brief)
         config |= {"privacy": planned.section, "rounds": planned.rounds}
-        strategy = private.wrapped(planned.section, strategy, brief)
+        strategy = planned.strategy
         # Workers will find the partition in the cache; here it fails early if it cannot be made.
         data.partition(
             dataset.train.targets,

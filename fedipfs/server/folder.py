@@ -123,6 +123,15 @@ class RunFolder:
                 "record_cid of the last line of metrics.jsonl"
             ) from None
 
+    def count(self, name: str) -> int:
+        """The number that a file holds; 0 if it is not there. Raises RunError."""
+        if not (self.path / name).exists():
+            return 0
+        text = self.read(name).strip()
+        if not text.isdecimal():
+            raise RunError(f"{self.path / name} should hold a number, not {text[:80]!r}")
+        return int(text)
+
     def lines(self) -> list[dict[str, Any]]:
         """The rounds in metrics.jsonl; a line cut short by a crash is left out."""
         lines = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
@@ -11,6 +11,8 @@ from flwr.serverapp.strategy import Strategy
 from fedipfs import tasks
 from fedipfs.data import Dataset
 from fedipfs.errors import ConfigError
+from fedipfs.exchange import from_torch
+from fedipfs.store import is_shared
 from fedipfs.strategies import Brief
 
 _WEAK = 10.0  # an epsilon beyond says next to nothing: odds may change by e^10, 22 000 times
@@ -18,12 +20,16 @@ _WEAK = 10.0  # an epsilon beyond says next to nothing: odds may change by e^10,
 
 @dataclass
 class Privacy:
-    """The section `privacy`, complete, the rounds that it allows, and what the user is told."""
+    """The section `privacy`, complete, the rounds that it allows, and what the user is told.
+
+    `strategy` is the run's as this level of privacy needs it.
+    """
 
     section: dict[str, Any]
     rounds: int
-    told: list[str]
-    warnings: list[str]
+    strategy: Strategy
+    told: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def task_for(section: Mapping[str, Any], task: tasks.Task) -> tasks.Task:
@@ -47,18 +53,8 @@ def prepare(
         case "dp_sgd":
             return _dp_sgd(config, dataset, task, strategy, brief)
         case "central":
-            return _central(config, task)
-    return Privacy(dict(config["privacy"]), config["rounds"], [], [])
-
-
-def wrapped(section: Mapping[str, Any], strategy: Strategy, brief: Brief) -> Strategy:
-    """The strategy as the level of privacy needs it."""
-    if section["name"] != "central":
-        return strategy
-    from fedipfs.strategies.central import central
-
-    own = ("name", "epsilon", "accountant")
-    return central(strategy, {k: v for k, v in section.items() if k not in own}, brief)
+            return _central(config, task, strategy, brief)
+    return Privacy(dict(config["privacy"]), config["rounds"], strategy)
 
 
 def _dp_sgd(
@@ -133,7 +129,7 @@ def _dp_sgd(
         )
     if planned.epsilon > _WEAK:
         warnings.append(f"epsilon = {planned.epsilon:.3g} promises next to nothing")
-    return Privacy(section, planned.rounds, told, warnings)
+    return Privacy(section, planned.rounds, strategy, told, warnings)
 
 
 def _releases(strategy: Strategy, brief: Brief) -> int:
@@ -147,18 +143,23 @@ def reports_loss(strategy: Strategy) -> bool:
     return hasattr(strategy, "train_loss_key")
 
 
-def noise_of(strategy: Strategy) -> float | None:
-    """The noise multiplier of a round's mean, where the strategy adds noise."""
-    spent = getattr(strategy, "spent", None)
-    return None if spent is None else float(spent(1).noise_multiplier)
+def is_noised(strategy: Strategy) -> bool:
+    """Whether each round's mean gets noise, which every client pays for."""
+    return hasattr(strategy, "spent")
 
 
-def _central(config: Mapping[str, Any], task: tasks.Task) -> Privacy:
+def _central(
+    config: Mapping[str, Any], task: tasks.Task, strategy: Strategy, brief: Brief
+) -> Privacy:
     from fedipfs.privacy import plan
-    from fedipfs.privacy.central import forecast
-    from fedipfs.server.settings import cohort_size
+    from fedipfs.strategies.central import central
 
     section = dict(config["privacy"])
+    if config["seal"] == "none" and is_shared(config["store"]):
+        raise ConfigError(
+            "privacy=central puts noise on the mean of the updates, and with seal=none the store "
+            "shows each update as it is to everybody; leave seal out"
+        )
     planned = plan.plan(
         plan.Work(config["rounds"], 1.0, 1),
         epsilon_target=section["epsilon"],
@@ -167,12 +168,14 @@ def _central(config: Mapping[str, Any], task: tasks.Task) -> Privacy:
         accountant=section["accountant"],
     )
     section |= {"epsilon": planned.epsilon, "noise_multiplier": planned.noise_multiplier}
-    seen = forecast(
-        planned.noise_multiplier,
-        planned.rounds,
-        section["delta"],
-        config["clients"]["total"],
-        per_round=cohort_size(config["clients"]),
-        values=sum(each.numel() for each in task.model().state_dict().values()),
+    own = ("name", "epsilon", "accountant")
+    noised = central(strategy, {k: v for k, v in section.items() if k not in own}, brief)
+    seen = noised.forecast(
+        from_torch(task.model().state_dict()),
+        rounds=planned.rounds,
+        delta=section["delta"],
+        clients=brief.clients,
+        per_round=brief.per_round,
     )
-    return Privacy(section, planned.rounds, [f"privacy: {seen.text}"], list(seen.warnings))
+    told, warnings = [f"privacy: {seen.text}"], list(seen.warnings)
+    return Privacy(section, planned.rounds, noised, told, warnings)

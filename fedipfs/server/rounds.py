@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError
+from fedipfs.errors import BadUpdate, Diverged, RunFailed, WeightsError, one_line
 from fedipfs.exchange import (
     NOT_FINITE,
     CidGrid,
@@ -28,9 +29,11 @@ from fedipfs.server import private, records
 from fedipfs.server.asking import Asking
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
+from fedipfs.server.secure import Secure, secure_metrics
 from fedipfs.server.selection import Selection
 from fedipfs.server.spending import Spending
 from fedipfs.strategies import parts, require, save_state, screen, update_in
+from fedipfs.strategies.fedsgd import FedSGD
 from fedipfs.weights.compression import Spec
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,9 @@ class Federation:
     replies as an adversary would (server/attack.py). `evaluate` measures a model, or what stands
     for it, on the server's test set; None leaves that out. With `prefetch`, all nodes are told of
     the new model before it is evaluated. `spending` counts what answers cost in privacy.
-    `on_phase` is told what a round is at.
+    With `secagg`, the section of the configuration, the strategy gets the mean of the updates, and
+    the server sees no single one; `session` then names the run in what clients sign. `on_phase` is
+    told what a round is at.
     """
 
     vault: Vault
@@ -94,11 +99,14 @@ class Federation:
     evaluate: Evaluator | None = None
     prefetch: bool = False
     spending: Spending | None = None
+    secagg: Mapping[str, Any] | None = None
+    session: str = ""
     on_phase: Callable[[str], None] = lambda text: None
     _edge: CidGrid = field(init=False)
 
     def __post_init__(self) -> None:
         self._screens = bool(getattr(self.strategy, "screens_replies", False))
+        self._noised = private.is_noised(self.strategy)
         self._edge = CidGrid(
             self.grid,
             self.vault,
@@ -120,6 +128,23 @@ class Federation:
             deadline_s=self.deadline_s,
             poison=self.poison,
             told=self._told(),
+            secure=self._secure(),
+        )
+
+    def _secure(self) -> Secure | None:
+        if self.secagg is None or self.secagg["name"] == "off":
+            return None
+        self.strategy.min_successes = 1  # type: ignore[attr-defined] # it gets one update
+        return Secure(
+            self._edge,
+            self.vault,
+            self.session,
+            self.secagg,
+            secure_metrics(self.spending is not None),
+            not isinstance(self.strategy, FedSGD),
+            self.grid.name_of,
+            self.grid.now,
+            self.deadline_s,
         )
 
     def _told(self) -> dict[str, Any]:
@@ -146,11 +171,13 @@ class Federation:
         self.on_phase("aggregating")
         if answers.follow_ups:
             self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
+        if self.spending is not None and self._noised:
+            self.spending.released()
         aggregate = self._aggregate_own if self._screens else self._aggregate_stock
+        if self.asking.secure is not None:
+            aggregate = self._aggregate_sum
         arrays, metrics, updates, failures = aggregate(number, replies)
         self.asking.heard(number, replies, failures)
-        if self.spending is not None and (noised := private.noise_of(self.strategy)) is not None:
-            self.spending.released(noised)
         self.model = self._adopt(arrays, number)
         result = getattr(self.strategy, "result", None)
         named = self._names(failures)
@@ -167,6 +194,8 @@ class Federation:
             named.setdefault(name, f"evaluate: {reason}")
         spent = None if self.spending is None else self.spending.close()
         aggregation = self._named(getattr(self.strategy, "notes", {}))
+        if self.asking.secure is not None and self.asking.secure.sum is not None:
+            aggregation["secagg"] = self.asking.secure.sum.note
         strategy, links = save_state(self.strategy, self.vault)
         record = records.round_record(
             number=number,
@@ -212,7 +241,7 @@ class Federation:
             median=median,
             server=server,
             aggregation=aggregation,
-            compression=_mean_cost(arrived) if self.compression else None,
+            compression=_mean_cost(arrived) if self.compression and not self._noised else None,
             privacy=spent,
             sgd_steps=sum(_steps(update) for update in updates),
         )
@@ -265,6 +294,28 @@ class Federation:
             require(self.min_successes, len(good), self._names(failures), f"round {number}")
         return arrays, metrics, [self._update(reply) for reply in good], failures
 
+    def _aggregate_sum(self, number: int, replies: list[Message]) -> _Aggregate:
+        """The strategy gets one update, the mean of those under masks."""
+        secure = self.asking.secure
+        assert secure is not None and secure.sum is not None
+        found = secure.sum
+        failures = {
+            reply.metadata.src_node_id: one_line(reply.error.reason or "error without a reason")
+            for reply in replies
+            if reply.has_error()
+        }
+        good = [reply for reply in replies if not reply.has_error()]
+        require(self.min_successes, len(good), self._names(failures), f"round {number}")
+        updates = [
+            Update(self.grid.name_of(node), cid, 1, {}) for node, cid in found.vectors.items()
+        ]
+        mean = copy.copy(good[0])
+        told: dict[str, Any] = {self._weight_key: found.metrics["weight"]}
+        told |= {name: found.metrics[name] for name in secure.metrics}
+        mean.content = RecordDict({"arrays": found.arrays, "metrics": MetricRecord(told)})
+        arrays, metrics = self.strategy.aggregate_train(number, [mean])
+        return arrays, metrics, updates, failures
+
     def _excluded(self) -> dict[int, str]:
         return dict(getattr(self.strategy, "excluded", {}))
 
@@ -294,7 +345,7 @@ class Federation:
             )
         try:
             stored = store_arrays(self.vault, arrays, specs_of(self.model))
-            if not self._screens:
+            if not isinstance(arrays, StoredArrays):
                 check_update(stored, specs_of(self.model))
         except (BadUpdate, WeightsError) as error:
             raise (Diverged if NOT_FINITE in str(error) else RunFailed)(
@@ -313,6 +364,8 @@ class Federation:
         assert update is not None
         numbers: dict[str, Any] = dict(metrics)
         examples = numbers.pop(self._weight_key, 0)
+        if self._noised:  # the record is not to tell what the noise is to hide
+            numbers, examples = {}, 1
         node = reply.metadata.src_node_id
         signed = self._edge.signed.get(node, (b"", b""))
         base = None if update.base is None else update.base.cid

@@ -88,7 +88,11 @@ class _Session:
         self.best = Best(metric, direction, judge)
         self.stopping = Stopping(config["stop"], metric, direction, judge)
         self.stopped: str | None = None  # why the run ended before its last round
-        self.spending = Spending.of(config["privacy"])
+        self.spending = Spending.of(
+            config["privacy"],
+            folder.count("releases"),
+            lambda count: folder.write("releases", f"{count}\n"),
+        )
         self.keeper = Keeper(
             self.store,
             folder.run_id,
@@ -113,7 +117,7 @@ class _Session:
         """The coordinator, where it has keys, something is sealed or others read the store."""
         config = self.config
         private = config["seal"] == "none" and not is_shared(config["store"])
-        if private and config["identity"] is None:
+        if private and config["identity"] is None and config["secagg"]["name"] == "off":
             return None
         names = [client_name(number) for number in range(config["clients"]["total"])]
         return parties.coordinator(self.folder.path, config["identity"], names)
@@ -245,6 +249,8 @@ class _Session:
             poison=simulation.adversary(config, bench.strategy),
             prefetch=bool(config["store"].get("prefetch")),
             spending=self.spending,
+            secagg=config["secagg"],
+            session=self._session(),
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:
@@ -270,6 +276,18 @@ class _Session:
             if self.stopped:
                 break
         self._settle()
+
+    def _session(self) -> str:
+        """The run in what is signed for secure aggregation: another one in every process.
+
+        A round that was interrupted is begun anew with other keys; those who had helped to unmask
+        it would not do so a second time.
+        """
+        if self.config["secagg"]["name"] == "off":
+            return ""
+        begun = self.folder.count("sessions")
+        self.folder.write("sessions", f"{begun + 1}\n")
+        return f"{self.first}+{begun}" if begun else str(self.first)
 
     def _out_of_time(self) -> str | None:
         return self.stopping.out_of_time(time.monotonic() - self.began)

@@ -39,6 +39,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "compression": ("name",),
     "attack": ("name",),
     "privacy": ("name",),
+    "secagg": ("name",),
 }
 # The options of each attack, besides its name; see server/attack.py.
 _ATTACKS: dict[str, tuple[str, ...]] = {
@@ -89,6 +90,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _stop(config["stop"])
     Spec.of(config["compression"])
     _attack(config["attack"], config["clients"]["total"])
+    _secagg(config["secagg"])
     _privacy(config["privacy"], config["rounds"], config["train"])
     _data(config["data"])
     _train(config["train"])
@@ -184,6 +186,20 @@ def _attack(attack: dict[str, Any], clients: int) -> None:
     for key in attack.keys() - {"name", "fraction", "seed"}:
         if key != "z" or attack[key] is not None:
             _number(attack, key, 0.0, 1e30, "attack.")
+
+
+def _secagg(secagg: dict[str, Any]) -> None:
+    _choice(secagg, "name", ("off", "on"), "secagg.")
+    _keys(secagg, _defaults(f"secagg/{secagg['name']}.yaml"), "secagg.")
+    if secagg["name"] == "off":
+        return
+    _number(secagg, "clip", 1e-9, 1e9, "secagg.")
+    _integer(secagg, "bits", 1, "secagg.")
+    _integer(secagg, "threshold", 1, "secagg.", optional=True)
+    _integer(secagg, "examples", 1, "secagg.", optional=True)
+    for key in ("colluders", "dropouts"):
+        if secagg[key] is not None:
+            _number(secagg, key, 0.0, 0.99, "secagg.")
 
 
 def _privacy(privacy: dict[str, Any], rounds: int | None, train: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ def pool(config: Mapping[str, Any], vault: Vault) -> Pool:
             "data-root": str(Path(root).absolute()) if root else "",
             "allowed-tasks": config["task"]["target"].rpartition(":")[0],
             "simulated": True,
+            "secagg-journal": str(Path(config["runs_dir"], config["run_id"], "secagg").absolute()),
             **_budget(config),
         },
         "threads": 1,

@@ -7,29 +7,36 @@ knows more (other runs, answers that were lost), and is what holds it to its bud
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
 from fedipfs.errors import one_line
 
+OnRelease = Callable[[int], None]
 RECORD = "privacy"  # the key of what an answer says of its own privacy
 _HEAD = 64  # hexadecimal digits
 
 
 class Spending:
-    """Keeps count over rounds; `section` is the run's `privacy`, complete."""
+    """Keeps count over rounds; `section` is the run's `privacy`, complete.
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    `on_release` is told, before a noised mean is made, how many were begun: what a process that
+    was killed had begun counts as spent. `started` is what it was told last.
+    """
+
+    def __init__(self, section: Mapping[str, Any], started: int, on_release: OnRelease) -> None:
         self._section = section
+        self._started, self._on_release = started, on_release
         self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
         self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
+        self._take_up()
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> Spending | None:
+    def of(cls, section: Mapping[str, Any], started: int, on_release: OnRelease) -> Spending | None:
         """None where there is nothing to count."""
-        return None if section["name"] == "none" else cls(section)
+        return None if section["name"] == "none" else cls(section, started, on_release)
 
     def heard(self, client: str, reply: Message) -> None:
         """Take in what an answer says it cost."""
@@ -46,9 +53,10 @@ class Spending:
         }
         self._notes.setdefault(client, {}).update(notes)
 
-    def released(self, noise_multiplier: float) -> None:
-        """Take in that a round's noised mean was made: all clients have paid alike."""
-        self._add("", [noise_multiplier, 1.0, 1])
+    def released(self) -> None:
+        """Take in that a round's noised mean is about to be made: all clients pay alike."""
+        self._add("", [self._section["noise_multiplier"], 1.0, 1])
+        self._on_release(sum(steps for *_, steps in self._spent[""]))
 
     def close(self) -> dict[str, Any]:
         """What the round's record says: all events so far, what they come to, and the notes."""
@@ -69,6 +77,14 @@ class Spending:
         else:
             known = {"": record["events"]}
         self._spent = {name: [list(event) for event in events] for name, events in known.items()}
+        if "clients" not in record:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Count what was begun and is in no record."""
+        counted = sum(steps for *_, steps in self._spent.get("", []))
+        if counted < self._started:
+            self._add("", [self._section["noise_multiplier"], 1.0, self._started - counted])
 
     def summary(self) -> dict[str, Any]:
         """What the run's summary says."""

@@ -65,6 +65,23 @@ def test_the_file_can_be_checked_with_a_hash_function_alone(folder: Path) -> Non
     assert chain.head == previous and bytes(chain.lines) == b"".join(lines)
 
 
+def test_a_line_is_on_disk_before_the_head_and_both_before_it_counts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, synced = begun(folder), []
+    sync = files._sync
+
+    def watched(file: int) -> None:
+        sync(file)
+        name = Path(os.readlink(f"/proc/self/fd/{file}")).name
+        lines = (folder / "c.jsonl").read_bytes().count(b"\n")
+        synced.append((name, lines, int((folder / "c.head").read_text().split()[0])))
+
+    monkeypatch.setattr(files, "_sync", watched)
+    add(chain)
+    assert synced == [("c.jsonl", 2, 1), ("c.head", 2, 2)]
+
+
 def test_equal_entries_have_unequal_hashes(folder: Path) -> None:
     heads = set()
     for name in "abc":

@@ -61,13 +61,13 @@ class World:
     def sign(self, name: str) -> Callable[[Statement], bytes]:
         return lambda statement: sign(identity(name), statement)
 
-    def client(self, name: str, session: Session | None = None, floors: Floors | None = None) -> Client:
+    def client(
+        self, name: str, session: Session | None = None, floors: Floors | None = None
+    ) -> Client:
         """The client as another process would find it."""
         session = session or self.session
         journal = Journal(self.folder / name, session, durable=False)
-        return Client(
-            session, name, self.sign(name), self.verify, floors or Floors(), journal
-        )
+        return Client(session, name, self.sign(name), self.verify, floors or Floors(), journal)
 
     def put(self, vector: np.ndarray) -> str:
         reference = str(CID.of(vector.tobytes()))
