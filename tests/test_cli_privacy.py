@@ -74,7 +74,7 @@ def test_a_ledger_is_begun_once(folder: Path, capsys: Output) -> None:
 def test_a_new_data_set_beside_others_is_asked_about(folder: Path, capsys: Output) -> None:
     out(capsys, "init", DATA, *BUDGET)
     error = refused(capsys, "init", OTHER, *BUDGET)
-    assert f"another version of one of them, such as {DATA}" in error and "--unrelated" in error
+    assert f"other data sets, such as {DATA}: " in error and "--unrelated" in error
     out(capsys, "init", OTHER, *BUDGET, "--unrelated")
     assert len(list(folder.glob("*.jsonl"))) == 2
 
@@ -89,10 +89,14 @@ def test_the_cap_is_changed(ledger: Ledger, capsys: Output) -> None:
     assert "no privacy ledger" in refused(capsys, "cap", OTHER, "--epsilon", "5")
 
 
-def test_a_version_is_adopted(ledger: Ledger, capsys: Output) -> None:
+def test_a_version_is_adopted(ledger: Ledger, folder: Path, capsys: Output) -> None:
     assert out(capsys, "adopt", DATA, OTHER) == f"{OTHER} spends from the ledger of {DATA}\n"
     assert OTHER in out(capsys, "show", OTHER)
     assert "already" in refused(capsys, "adopt", DATA, OTHER)
+    for path in folder.glob(f"{OTHER}.*"):
+        path.unlink()
+    error = refused(capsys, "init", OTHER, *BUDGET, "--unrelated")
+    assert f"{OTHER} is a version of {DATA}, which has a ledger" in error
     assert "64 hexadecimal digits" in refused(capsys, "adopt", DATA, "0e0e")
 
 

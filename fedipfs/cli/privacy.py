@@ -99,12 +99,18 @@ def init(
     from fedipfs.errors import LedgerError
     from fedipfs.privacy.ledger import Cap, Ledger, ledgers
 
-    others = [other.fingerprint for other in ledgers(folder) if other.fingerprint != fingerprint]
+    others = [each for each in ledgers(folder) if each.fingerprint != fingerprint]
+    for other in others:
+        if fingerprint in other.fingerprints:
+            raise LedgerError(
+                f"{fingerprint} is a version of {other.fingerprint}, which has a ledger: change "
+                "its cap with `fedipfs privacy cap`"
+            )
     if others and not unrelated:
         raise LedgerError(
-            f"{folder} has ledgers of other data sets: if this is another version of one of them, "
-            f"such as {others[0]}, use `fedipfs privacy adopt`, or records that are in both get a "
-            "second budget; if it shares no record with them, add --unrelated"
+            f"{folder} has ledgers of other data sets, such as {others[0].fingerprint}: if this is "
+            "another version of one of them, use `fedipfs privacy adopt`, or records that are in "
+            "both get a second budget; if it shares no record with them, add --unrelated"
         )
     ledger = Ledger.create(folder, fingerprint, Cap(epsilon, delta, accountant))
     click.echo(f"{ledger.fingerprint}: {ledger.cap}")

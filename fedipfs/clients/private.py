@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -152,13 +153,14 @@ class Guard:
         )
 
     def _pay(self, event: Any, purpose: str) -> None:
-        receipt = self._ledger.spend(
-            [event],
-            purpose=purpose,
-            run=self._run,
-            round=self._round,
-            coordinator=self._coordinator,
-        )
+        with _discreet():
+            receipt = self._ledger.spend(
+                [event],
+                purpose=purpose,
+                run=self._run,
+                round=self._round,
+                coordinator=self._coordinator,
+            )
         self._head = receipt.head
         self._paid += [float(value) for value in event]
 
@@ -170,27 +172,36 @@ def require_none(context: Context, data_set: Callable[[], str]) -> None:
     from fedipfs.privacy import ledger
 
     folder = str(context.node_config.get("ledger") or ledger.default_folder())
-    if ledger.ledgers(folder) and ledger.find(folder, data_set()) is not None:
+    with _discreet():
+        has_one = ledger.ledgers(folder) and ledger.find(folder, data_set()) is not None
+    if has_one:
         raise PrivacyRequired(
             "this site's data have a privacy budget, and what was asked would not keep count of "
             "it; run with privacy=dp_sgd"
         )
 
 
-def _open_ledger(node: Mapping[str, Any], data_set: str, options: Mapping[str, Any]) -> Ledger:
-    from fedipfs.privacy.ledger import default_folder, find
-
-    folder = str(node.get("ledger") or default_folder())
+@contextmanager
+def _discreet() -> Iterator[None]:
+    """Keep to the site's own log what is wrong with a ledger: it names files, and those the data."""
     try:
-        if node.get("simulated") and find(folder, data_set) is None:
-            _simulated_ledger(folder, data_set, node, options["accountant"])
-        return _ledger(folder, data_set)
+        yield
     except LedgerError as error:
-        log.error("%s", error)  # here, where the data are known anyway
+        log.error("%s", error)
         raise LedgerError(
             f"the site's privacy ledger cannot be used ({type(error).__name__}); its own log says "
             "why"
         ) from error
+
+
+def _open_ledger(node: Mapping[str, Any], data_set: str, options: Mapping[str, Any]) -> Ledger:
+    from fedipfs.privacy.ledger import default_folder, find
+
+    folder = str(node.get("ledger") or default_folder())
+    with _discreet():
+        if node.get("simulated") and find(folder, data_set) is None:
+            _simulated_ledger(folder, data_set, node, options["accountant"])
+        return _ledger(folder, data_set)
 
 
 def _simulated_ledger(folder: str, data_set: str, node: Mapping[str, Any], accountant: str) -> None:
@@ -208,14 +219,15 @@ def _ledger(folder: str, data_set: str) -> Ledger:
     return Ledger.open(folder, data_set)
 
 
-_modes: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+_modes: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
 def _mode(task: Task, model: torch.nn.Module, examples: Examples, wanted: str) -> str:
     """How gradients of `model` are clipped; found out once a module."""
     from fedipfs.privacy.models import fitting_mode
 
-    if model not in _modes:
+    known = _modes.setdefault(model, {})
+    if wanted not in known:
         mode = None if wanted == "auto" else wanted
-        _modes[model] = fitting_mode(task, model, examples.inputs, examples.targets, mode=mode)
-    return _modes[model]
+        known[wanted] = fitting_mode(task, model, examples.inputs, examples.targets, mode=mode)
+    return known[wanted]

@@ -13,6 +13,7 @@ from fedipfs.observe.summary import (
     loss_last,
     metric,
     metrics_text,
+    privacy_text,
     size,
 )
 
@@ -63,6 +64,7 @@ def details(
         ("strategy", row["strategy"]),
         ("rounds", str(row["rounds"])),
         ("metrics", metrics_text(row["metrics"])),
+        ("privacy", privacy_text(run.summary)),
         ("time", duration(row["seconds"])),
         ("Flower", _suffixed(moved, "flower_per_client_round", " per client and round")),
         ("stored", _suffixed(moved, "store_put", "")),

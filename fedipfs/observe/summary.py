@@ -92,6 +92,7 @@ def closing(
         ("metrics", metrics_text(summary.get("metrics"))),
         ("model", str(summary.get("final_model_cid") or "")),
         ("best", best_text(summary)),
+        ("privacy", privacy_text(summary)),
         ("record", str(summary.get("head_cid") or "")),
     ]
     if "flower_per_client_round" in moved:
@@ -113,6 +114,20 @@ def best_text(summary: Mapping[str, Any]) -> str:
     if not cid or cid == summary.get("final_model_cid"):
         return ""
     return f"{cid} of round {summary.get('best_round')}"
+
+
+def privacy_text(summary: Mapping[str, Any]) -> str:
+    """What the run has cost in privacy; "" where nothing is counted."""
+    spent = summary.get("privacy")
+    if not isinstance(spent, Mapping):
+        return ""
+    values = numbers(spent)
+    by = {name: values[f"epsilon_{name}"] for name in ("prv", "rdp") if f"epsilon_{name}" in values}
+    found = ", ".join(f"{name} {value:.4g}" for name, value in by.items())
+    return (
+        f"each {spent.get('unit')}: epsilon {values.get('epsilon', math.nan):.4g} at delta "
+        f"{values.get('delta', math.nan):g} ({found})"
+    )
 
 
 def _commands(

@@ -73,9 +73,14 @@ class Account:
         return merged(Event(*mechanism, steps) for mechanism, steps in self._steps.items())
 
 
+def is_fingerprint(text: str) -> bool:
+    """Whether `text` can be the fingerprint of a data set."""
+    return type(text) is str and _FINGERPRINT.fullmatch(text) is not None
+
+
 def checked_fingerprint(text: str) -> str:
-    """`text`, if it can be the fingerprint of a data set. Raises LedgerError."""
-    if type(text) is not str or not _FINGERPRINT.fullmatch(text):
+    """`text`, which must be the fingerprint of a data set. Raises LedgerError."""
+    if not is_fingerprint(text):
         raise LedgerError(
             f"{text!r:.80} is not the fingerprint of a data set, which has 64 hexadecimal "
             "digits: see the log of the site's client, or `fedipfs privacy show`"

@@ -42,7 +42,14 @@ class _OwnNoise(DPOptimizer):
 
 
 class _Hooks(_OwnNoise):
-    pass
+    def clip_and_accumulate(self) -> None:
+        """As Opacus', but examples whose gradient is not finite count as none."""
+        samples = self.grad_samples
+        if not all(each.sum().isfinite() for each in samples):
+            rows = [each.reshape(len(each), -1).isfinite().all(1) for each in samples]
+            for each in samples:
+                each[~torch.stack(rows).all(0)] = 0
+        super().clip_and_accumulate()
 
 
 class _Ghost(_OwnNoise, DPOptimizerFastGradientClipping):
@@ -138,10 +145,7 @@ class PrivateGradients:
             chosen = np.flatnonzero(draws < self.mechanism.sample_rate)
         for part in self._parts(chosen):
             self._private.zero_grad(set_to_none=True)  # but not what this batch has summed so far
-            if part:
-                self._backward(self.inputs[part], self.targets[part])
-            else:
-                self._nothing()
+            self._backward(self.inputs[part], self.targets[part])
             self._private.pre_step()
 
     def _parts(self, chosen: np.ndarray) -> Iterator[list[int]]:
@@ -157,8 +161,11 @@ class PrivateGradients:
         """Leave with each parameter what its optimizer sums: clipped or per-example gradients.
 
         Row i of the sum's gradient by the output belongs to example i, so a loss need only be the
-        mean of something of each example; it is not asked for them one by one.
+        mean of something of each example; it is not asked for them one by one. An example whose
+        gradient has no finite norm counts as none: no factor would shorten it.
         """
+        if not len(targets):
+            return self._nothing()
         ghost, parameters = self.mode == GHOST, self._private.params
         self._ends.clear()
         output = self._hooks(inputs)
@@ -170,9 +177,12 @@ class PrivateGradients:
         if not ghost:
             return
         factors = self._hooks.get_clipping_coef().view(-1, *[1] * (rows.dim() - 1))
+        finite = self._hooks.per_sample_gradient_norms.isfinite()
         for each in parameters:
             del each._norm_sample  # a layer that is passed by the next time shall not be overlooked
         self._private.zero_grad(set_to_none=True)
+        if not finite.all():
+            return self._backward(inputs[finite], targets[finite])
         self._hooks.disable_hooks()
         torch.autograd.backward(output, rows * factors, inputs=parameters)
         self._hooks.enable_hooks()

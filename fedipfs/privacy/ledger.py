@@ -7,7 +7,8 @@ nothing is written. chain.py says what the files are, and what cannot be done to
 
 A changed data set has another fingerprint. Records that are in both versions would have two
 budgets, so nothing gets a ledger by the way: a site says whether it is new (`create`), or a version
-of what it has (`adopt`), and then both spend from one ledger.
+of what it has (`adopt`), and then both spend from one ledger. Under the fingerprint of the version
+there is a chain of one entry, which says whose ledger that is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedipfs.privacy.account import (
     Spend,
     checked_events,
     checked_fingerprint,
+    is_fingerprint,
 )
 from fedipfs.privacy.accounting import Event, History, merged
 from fedipfs.privacy.chain import Chain
@@ -56,11 +58,11 @@ class Ledger:
     that were altered, and LedgerError for those that cannot be used.
     """
 
-    def __init__(self, folder: Path_, fingerprint: str) -> None:
-        """Not for use elsewhere: there need not be such a ledger."""
-        self.fingerprint = checked_fingerprint(fingerprint)  # the one it was created for
-        self._chain = Chain(Path(folder), fingerprint)
-        self._account = Account(fingerprint)
+    def __init__(self, chain: Chain) -> None:
+        """Not for use elsewhere."""
+        self.fingerprint = chain.path.stem  # the one it was created for
+        self._chain = chain
+        self._account = Account(self.fingerprint)
 
     @classmethod
     def create(cls, folder: Path_, fingerprint: str, cap: Cap) -> Ledger:
@@ -69,15 +71,16 @@ class Ledger:
         Raises LedgerError if the data set has one, its own or another version's, and ConfigError
         for a cap that cannot be.
         """
-        ledger, terms = cls(folder, fingerprint), cap.checked()._asdict()
+        chain, terms = _chain(folder, fingerprint), cap.checked()._asdict()
         with os_errors(Path(folder)):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         with _alone(Path(folder)):
-            _refuse_second(folder, fingerprint)
-            ledger._chain.begin(
+            if found := find(folder, fingerprint):
+                raise _second(found, fingerprint)
+            chain.begin(
                 {"kind": "open", "format": FORMAT, "fingerprint": fingerprint, "cap": terms}
             )
-        return ledger
+        return cls(chain)
 
     @classmethod
     def open(cls, folder: Path_, fingerprint: str) -> Ledger:
@@ -135,12 +138,15 @@ class Ledger:
 
         Raises LedgerError if it has a ledger already.
         """
-        fields = {"kind": "adopt", "fingerprint": checked_fingerprint(fingerprint)}
         folder = self._chain.path.parent
+        link = {"kind": "version", "format": FORMAT, "of": self.fingerprint}
         with _alone(folder):
-            _refuse_second(folder, fingerprint)
-            with self._chain.writing() as append:
-                append(fields)
+            if not (found := find(folder, fingerprint)):
+                _chain(folder, fingerprint).begin(link)
+            elif found.fingerprint != self.fingerprint or fingerprint in found.fingerprints:
+                raise _second(found, fingerprint)
+            with self._chain.writing() as append:  # after the link, which keeps the budget one
+                append({"kind": "adopt", "fingerprint": fingerprint})
 
     @property
     def cap(self) -> Cap:
@@ -182,14 +188,6 @@ class Ledger:
         """What is left of the cap's epsilon; the epsilons of runs do not simply add up to it."""
         return max(0.0, self.cap.epsilon - self.epsilon())
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is such a ledger."""
-        if not self._chain.exists:
-            return False
-        with self._reading():
-            return True
-
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Account]:
         with self._chain.reading():
@@ -217,30 +215,36 @@ def default_folder() -> Path:
     return Path(state) / "fedipfs" / "ledger"
 
 
+def find(folder: Path_, fingerprint: str) -> Ledger | None:
+    """The ledger from which a data set spends, its own or that of another version of it."""
+    chain = _chain(folder, fingerprint)
+    if not chain.exists:
+        return None
+    with chain.reading():
+        first = chain.entries[0]
+    if first["kind"] == "version" and first.get("format") == FORMAT:
+        chain = _chain(folder, str(first.get("of")))
+    found = Ledger(chain)
+    with found._reading():
+        return found
+
+
 def ledgers(folder: Path_) -> list[Ledger]:
     """All ledgers in `folder`, which need not exist, by fingerprint."""
-    names = {path.stem for path in Path(folder).glob("*.*") if path.suffix in (".jsonl", ".head")}
-    found = []
-    for name in sorted(names):
-        with contextlib.suppress(LedgerError):
-            found.append(Ledger(folder, name))  # no other name is a ledger's
-    return [ledger for ledger in found if ledger.exists]
+    paths = [*Path(folder).glob("*.jsonl"), *Path(folder).glob("*.head")]
+    names = sorted({path.stem for path in paths if is_fingerprint(path.stem)})
+    return [each for name in names if (each := find(folder, name)) and each.fingerprint == name]
 
 
-def find(folder: Path_, fingerprint: str) -> Ledger | None:
-    """The ledger from which a data set spends, its own or one that adopted it."""
-    own = Ledger(folder, fingerprint)
-    if own.exists:
-        return own
-    return next((each for each in ledgers(folder) if fingerprint in each.fingerprints), None)
+def _chain(folder: Path_, fingerprint: str) -> Chain:
+    return Chain(Path(folder), checked_fingerprint(fingerprint))
 
 
-def _refuse_second(folder: Path_, fingerprint: str) -> None:
-    if found := find(folder, fingerprint):
-        raise LedgerError(
-            f"the data set {fingerprint} spends from {found._chain.path} already, and two ledgers "
-            "cannot become one: change the cap with `fedipfs privacy cap`"
-        )
+def _second(found: Ledger, fingerprint: str) -> LedgerError:
+    return LedgerError(
+        f"the data set {fingerprint} spends from {found._chain.path} already, and two ledgers "
+        "cannot become one: change the cap with `fedipfs privacy cap`"
+    )
 
 
 @contextlib.contextmanager

@@ -15,11 +15,13 @@ from fedipfs.data.base import Labels
 from fedipfs.errors import UnsupportedModel
 from fedipfs.privacy import noise
 from fedipfs.privacy.base import GHOST, HOOKS, Mechanism
-from fedipfs.privacy.dpsgd import PrivateGradients
+from fedipfs.privacy.dpsgd import PrivateGradients, gaussian
 from fedipfs.privacy.opacus_compat import GradSampleModule, ModuleValidator
 from fedipfs.tasks import Task
 
 TRIED = 4  # examples that a model is tried on
+_WITH_MANY = (nn.RNN, nn.RNNCellBase, nn.Bilinear)
+_MANY = "Opacus knows layers with one input and one output"
 _TOLERANCE = 1e-3  # relative; float32 differs by 1e-6, a wrong gradient by its own size
 
 
@@ -62,9 +64,11 @@ def fitting_mode(
 ) -> str:
     """GHOST, or HOOKS where a layer needs it: how `model`'s gradients are clipped.
 
-    Tried on the first examples given: the clipped sum must be that of each example's own gradient.
-    So a loss that is no mean over examples, a layer that mixes them, or a gradient that Opacus has
-    wrong is found before training. With `mode` only that one is tried.
+    Tried on some of the examples given: the clipped sum must be that of each example's own
+    gradient. So a loss that is no mean over examples, a layer that mixes them or keeps something of
+    them, or a gradient that Opacus has wrong is found before training. It is tried with weights of
+    its own: those that came, all zero perhaps, could hide what is wrong with others. With `mode`
+    only that one is tried.
 
     Raises UnsupportedModel, which names the layers.
     """
@@ -74,7 +78,8 @@ def fitting_mode(
         raise UnsupportedModel(
             f"privacy=dp_sgd cannot train {'; '.join(problems)}; {remedy} in their place"
         )
-    x, y = task.inputs(inputs[:TRIED]), task.targets(targets[:TRIED])
+    picked = np.unique(np.linspace(0, len(targets) - 1, TRIED).astype(int))  # not one class alone
+    x, y = task.inputs(inputs[picked]), task.targets(targets[picked])
     reasons = []
     for candidate in (GHOST, HOOKS) if mode is None else (mode,):
         if (reason := _difference(task, model, x, y, candidate)) is None:
@@ -90,8 +95,8 @@ def unsupported(model: nn.Module) -> list[str]:
     for name, layer in model.named_modules():
         if not any(each.requires_grad for each in layer.parameters(recurse=False)):
             continue
-        validator = ModuleValidator.VALIDATORS.get(type(layer))
-        problems = validator(layer) if validator else GradSampleModule.validate(layer)
+        validator = ModuleValidator.VALIDATORS.get(type(layer), GradSampleModule.validate)
+        problems = [_MANY] if isinstance(layer, _WITH_MANY) else validator(layer)
         if problems:
             why = " ".join(str(problems[0]).split()).partition(". ")[0]
             found.append(f"layer {name or '(the model itself)'} ({type(layer).__name__}: {why})")
@@ -100,6 +105,7 @@ def unsupported(model: nn.Module) -> list[str]:
 
 def _difference(task: Task, model: nn.Module, x: Tensor, y: Tensor, mode: str) -> str | None:
     """Why the clipped sum of these examples is not what it must be; None if it is."""
+    before = {name: each.clone() for name, each in model.named_buffers()}
     with _steady(model):
         try:
             own = [_gradient(task, model, x[i : i + 1], y[i : i + 1]) for i in range(len(y))]
@@ -122,6 +128,9 @@ def _difference(task: Task, model: nn.Module, x: Tensor, y: Tensor, mode: str) -
             return _line(problem)
         finally:
             model.zero_grad()
+        changed = [name for name, each in model.named_buffers() if not each.equal(before[name])]
+    if changed:
+        return f"it keeps what it has seen of the examples, without noise, in {', '.join(changed)}"
     error = float(torch.linalg.vector_norm(got - wanted))
     if not error <= _TOLERANCE * clip * len(y):
         return (
@@ -150,14 +159,22 @@ def _trained(parameter: nn.Parameter) -> bool:
 
 @contextmanager
 def _steady(model: nn.Module) -> Iterator[None]:
-    """Training mode without dropout, which would draw anew for every pass."""
+    """Training mode without dropout, which would draw anew for every pass; weights at random."""
     model.train()
+    kept = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
+    source = noise.generator()
+    for each in model.parameters():
+        if each.is_floating_point():
+            inputs = each[0].numel() if each.dim() > 1 else 1
+            each.data.copy_(gaussian(source, each, max(1, inputs) ** -0.5))
     drops = [each for each in model.modules() if isinstance(each, nn.modules.dropout._DropoutNd)]
     for each in drops:
         each.eval()
     try:
         yield
     finally:
+        for each, value in kept:
+            each.data.copy_(value)
         for each in drops:
             each.train()
 

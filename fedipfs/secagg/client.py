@@ -196,7 +196,7 @@ class Client:
             survivors.union(request.dropped) != set(sharers)
         ):
             raise SurvivorsDiffer(f"asked to unmask another sum of {self.session} than confirmed")
-        peers.check_confirmations(request, confirmed.request, self._verify, self.name)
+        peers.check_confirmations(request, confirmed.request, self._verify)
         half = shamir.SHARE
         shares = tuple(
             received[peer][:half] if peer in survivors else received[peer][half:]

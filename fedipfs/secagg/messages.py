@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from fedipfs.errors import BadMessage, DagCborError, SignatureMissing
@@ -42,11 +42,9 @@ class Message:
     def plain(self) -> dict[str, Any]:
         """The fields as DAG-CBOR holds them."""
         found: dict[str, Any] = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            found[field.name] = (
-                [each.plain() for each in value] if field.name in self.parts else value
-            )
+        for name in _names(type(self)):
+            value = getattr(self, name)
+            found[name] = [each.plain() for each in value] if name in self.parts else value
         return found
 
     def to_bytes(self) -> bytes:
@@ -67,8 +65,8 @@ class Message:
     @classmethod
     def of(cls, found: Any) -> Self:
         """What `plain` gave. Raises BadMessage for anything else."""
-        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if type(found) is not dict or found.keys() != names:
+        names = _names(cls)
+        if type(found) is not dict or found.keys() != set(names):
             raise BadMessage(f"{cls.__name__}: expected a map with {', '.join(sorted(names))}")
         for name, value in found.items():
             if type(value) is list:
@@ -268,6 +266,11 @@ class Unmask(Signed):
     def __post_init__(self) -> None:
         check_fields(self, request=HASH)
         check_list(self.shares, shamir.SHARE)
+
+
+@cache
+def _names(kind: type[Message]) -> tuple[str, ...]:
+    return tuple(each.name for each in dataclasses.fields(kind))  # type: ignore[arg-type]
 
 
 def names_hash(names: tuple[str, ...]) -> bytes:

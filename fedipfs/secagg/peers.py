@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fedipfs.errors import NotInCohort, SecAggFailed, SurvivorsDiffer, WrongKeys, WrongVector
 from fedipfs.secagg.graph import Graph
 from fedipfs.secagg.keys import Agreement, derive
-from fedipfs.secagg.messages import Keys, Request, Roster, Survivors, names_hash
+from fedipfs.secagg.messages import Keys, Request, Roster, Signed, Survivors, names_hash
 from fedipfs.secagg.session import Session, Verify
 
 
@@ -28,24 +28,26 @@ class Peers:
 
     @classmethod
     def check(
-        cls, session: Session, roster: Roster, verify: Verify, known: str | None = None
+        cls, session: Session, roster: Roster, verify: Verify, me: str | None = None
     ) -> Peers:
-        """The peers on a roster that came from elsewhere; the answer of `known` is checked already.
+        """The peers on a roster that came from elsewhere.
 
-        Raises SecAggFailed for too few, NotInCohort, a SignatureRefused, and WrongKeys where two
-        keys are the same.
+        The client `me` checks who signed its neighbours' keys. On a k-regular graph those of the
+        others reach it with their confirmations, whose signatures cover their keys. An auditor
+        (None) checks all. Raises SecAggFailed for too few, NotInCohort, a SignatureRefused, and
+        WrongKeys where two keys are the same.
         """
         session.quorum(roster.clients, "advertised keys")
         owners: dict[bytes, str] = {}
         for each in roster.clients:
             session.index(each.by)
-            if each.by != known:
-                each.check(session, each.keys, verify)
             for key in each.keys:
                 if key in owners:
                     raise WrongKeys(f"{owners[key]} and {each.by} show the same key")
                 owners[key] = each.by
-        return cls(session, {each.by: each.keys for each in roster.clients}, roster.digest)
+        peers = cls(session, {each.by: each.keys for each in roster.clients}, roster.digest)
+        peers._check_signatures(roster.clients, verify, me)
+        return peers
 
     def neighbours(self, name: str, among: Collection[str] | None = None) -> list[str]:
         """With whom `name` masks, of those on the roster, or of those in `among`; sorted."""
@@ -83,21 +85,20 @@ class Peers:
         survivors: Survivors,
         sharers: Collection[str],
         verify: Verify,
-        known: str | None = None,
+        me: str | None = None,
     ) -> None:
         """Raises what fits unless all sent what they are said to have sent, and are enough.
 
         NotInCohort for who has not shared, SurvivorsDiffer for who masked among other sharers,
-        WrongVector for a vector that two name, a SignatureRefused; SecAggFailed where they are too
-        few or the masks among them fall apart.
+        WrongVector for a vector that two name, a SignatureRefused (of whom: as in `check`);
+        SecAggFailed where they are too few or the masks among them fall apart.
         """
         owners: dict[str, str] = {}
         hashed = names_hash(tuple(sharers))
+        known = set(sharers)
         for each in survivors.clients:
-            if each.by not in sharers:
+            if each.by not in known:
                 raise NotInCohort(f"{each.by} has not shared secrets in {self.session}")
-            if each.by != known:
-                each.check(self.session, self.keys[each.by], verify)
             if each.sharers != hashed:
                 raise SurvivorsDiffer(f"{each.by} was shown other sharers in {self.session}")
             if each.vector in owners:
@@ -105,21 +106,28 @@ class Peers:
                     f"{owners[each.vector]} and {each.by} name one vector, {each.vector}"
                 )
             owners[each.vector] = each.by
-        self.session.quorum(owners.values(), "sent vectors")
+        self.session.quorum(owners, "sent vectors")
+        self._check_signatures(survivors.clients, verify, me)
         self.check_connected(owners.values())
 
-    def check_confirmations(
-        self, request: Request, survivors: bytes, verify: Verify, known: str | None = None
-    ) -> None:
+    def check_confirmations(self, request: Request, survivors: bytes, verify: Verify) -> None:
         """Raises what fits unless a quorum of the survivors confirmed the digest `survivors`."""
+        known = set(request.survivors)
         for each in request.confirmations:
-            if each.by not in request.survivors:
+            if each.by not in known:
                 raise NotInCohort(f"{each.by} is no survivor of {self.session}")
             if each.survivors != survivors:
                 raise SurvivorsDiffer(f"{each.by} has confirmed other survivors of {self.session}")
-            if each.by != known:
-                each.check(self.session, self.keys[each.by], verify)
         self.session.quorum(request.confirmations, "confirmed the survivors")
+        self._check_signatures(request.confirmations, verify)
+
+    def _check_signatures(
+        self, answers: Iterable[Signed], verify: Verify, me: str | None = None
+    ) -> None:
+        checked = self.keys if me is None else set(self.neighbours(me))
+        for each in answers:
+            if each.by in checked:
+                each.check(self.session, self.keys[each.by], verify)
 
     def plain(self) -> dict[str, Any]:
         """As DAG-CBOR holds it."""

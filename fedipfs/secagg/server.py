@@ -139,8 +139,9 @@ class Server:
         return self._survivors
 
     def close_confirm(self) -> Request:
-        """Ask those who confirmed to unmask the sum of all survivors."""
-        confirmations = tuple(self._close(Confirm, "confirmed the survivors"))
+        """Ask those who confirmed to unmask the sum of all survivors: a quorum will do as proof."""
+        quorum = self.session.parameters.quorum
+        confirmations = tuple(self._close(Confirm, "confirmed the survivors")[:quorum])
         survivors = self._taken[Masked.stage]
         dropped = tuple(name for name in self._sharers if name not in survivors)
         self._request = Request(tuple(sorted(survivors)), dropped, confirmations)

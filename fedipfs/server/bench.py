@@ -42,7 +42,8 @@ class Bench:
     strategy: Strategy
     min_successes: int  # of a round
     model: ArrayRecord  # the model that the first round begins with
-    privacy: private.Privacy  # what the user is told of it
+    told: list[str]  # what the user is to know before the first round
+    warnings: list[str]
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
@@ -80,7 +81,7 @@ class Bench:
         if validation is None:
             needed = brief.evaluates or getattr(strategy, "needs_validation", False)
             options["validation"] = _VALIDATION if needed else 0.0
-        config["secagg"] = secagg.prepare(config, task, strategy, len(dataset.train))
+        config["secagg"], told = secagg.prepare(config, task, strategy, len(dataset.train))
         planned = private.prepare(config, dataset, task, strategy, brief)
         config |= {"privacy": planned.section, "rounds": planned.rounds}
         strategy = planned.strategy
@@ -96,7 +97,8 @@ class Bench:
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
         least = required_successes(strategy, brief)
-        return cls(config, store, task, dataset, strategy, least, model, planned)
+        told += planned.told
+        return cls(config, store, task, dataset, strategy, least, model, told, planned.warnings)
 
     def evaluate(
         self, model: ArrayRecord, config: Mapping[str, Any], result: CID | None = None

@@ -87,6 +87,7 @@ class _Session:
         judge = source(config)
         self.best = Best(metric, direction, judge)
         self.stopping = Stopping(config["stop"], metric, direction, judge)
+        self._advised = False  # of values that are cut off
         self.stopped: str | None = None  # why the run ended before its last round
         self.spending = Spending.of(
             config["privacy"],
@@ -264,9 +265,9 @@ class _Session:
             first,
             bench.dataset.note,
         )
-        for text in bench.privacy.told:
+        for text in bench.told:
             progress.tell(text)
-        for text in bench.privacy.warnings:
+        for text in bench.warnings:
             progress.tell(f"WARNING: {text}", important=True)
         for number in range(first, config["rounds"] + 1):
             self.stopped = self._out_of_time()
@@ -311,12 +312,25 @@ class _Session:
             "fetched": now.fetched - before.fetched + own.fetched_bytes - counters.fetched_bytes,
         }
         line = results.line(done, moved, time.monotonic() - began)
+        self._advise(done)
         self.stopped = self.stopping.see(line)
         if self.stopping.diverged:
             line["diverged"] = self.stopping.diverged
         # Disks are slow to confirm: the next round trains meanwhile, but is not committed before.
         self._settle()
         self._commit_under_way = self._disk.submit(self._commit, done, line)
+
+    def _advise(self, done: Round) -> None:
+        """Say once that secure aggregation cuts off too much, and what to do."""
+        masked = done.aggregation.get("secagg", {})
+        if "suggested_clip" in masked and not self._advised:
+            self._advised = True
+            self.progress.tell(
+                f"WARNING: {100 * masked['clipped']:.2g} % of the values of round {done.number} "
+                f"were beyond secagg.clip={self.config['secagg']['clip']:g} and were cut off; set "
+                f"secagg.clip={masked['suggested_clip']:g}",
+                important=True,
+            )
 
     def _settle(self) -> None:
         """Wait until the round before is safe; raise what kept it from that."""

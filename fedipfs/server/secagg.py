@@ -20,14 +20,14 @@ _ROOM = 4  # times the mean number of examples: up to that a client has the weig
 
 def prepare(
     config: Mapping[str, Any], task: tasks.Task, strategy: Strategy, examples: int
-) -> dict[str, Any]:
-    """The section `secagg` of a checked `config`, complete. Raises ConfigError.
+) -> tuple[dict[str, Any], list[str]]:
+    """The section `secagg` of a checked `config`, complete, and what the user is told.
 
-    `examples` is how many all clients have together.
+    `examples` is how many all clients have together. Raises ConfigError.
     """
     section = dict(config["secagg"])
     if section["name"] == "off":
-        return section
+        return section, []
     clients = config["clients"]
     _refuse(config, strategy)
     if section["examples"] is None:
@@ -35,8 +35,8 @@ def prepare(
         section["examples"] = 0 if uniform else max(1, _ROOM * examples // clients["total"])
     chosen = ("threshold", "colluders", "dropouts", "clip", "bits")
     values = sum(each.numel() for each in task.model().parameters())
-    Parameters.choose(cohort_size(clients), values, **{key: section[key] for key in chosen})
-    return section
+    found = Parameters.choose(cohort_size(clients), values, **{key: section[key] for key in chosen})
+    return section, [f"secure aggregation: {found.describe()}"]
 
 
 def _refuse(config: Mapping[str, Any], strategy: Strategy) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from flwr.app import ConfigRecord, Message
 
 from fedipfs.errors import one_line
+from fedipfs.privacy import noise
 
 OnRelease = Callable[[int], None]
 RECORD = "privacy"  # the key of what an answer says of its own privacy
-_HEAD = 64  # hexadecimal digits
+_LONGEST = 160  # characters of what a client says
 
 
 class Spending:
@@ -31,6 +32,7 @@ class Spending:
         self._started, self._on_release = started, on_release
         self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
         self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
+        self._noise = {noise.SECRET} if section["name"] != "dp_sgd" else set()
         self._take_up()
 
     @classmethod
@@ -47,11 +49,12 @@ class Spending:
         for event in _events(said.get("events")):
             self._add(client, event)
         notes = {
-            key: one_line(said[key], _HEAD)
+            key: one_line(said[key], _LONGEST)
             for key in ("ledger", "clipping", "noise")
             if isinstance(said.get(key), str) and said[key]
         }
         self._notes.setdefault(client, {}).update(notes)
+        self._noise |= {notes["noise"]} if "noise" in notes else set()
 
     def released(self) -> None:
         """Take in that a round's noised mean is about to be made: all clients pay alike."""
@@ -74,6 +77,8 @@ class Spending:
         """Go on from what `close` gave."""
         if "clients" in record:
             known = {name: each["events"] for name, each in record["clients"].items()}
+            said = (each.get("noise") for each in record["clients"].values())
+            self._noise |= {text for text in said if text}
         else:
             known = {"": record["events"]}
         self._spent = {name: [list(event) for event in events] for name, events in known.items()}
@@ -93,16 +98,23 @@ class Spending:
         cost = self._cost("") if section["name"] == "central" else self._most()
         found = {key: section[key] for key in kept if key in section}
         unit = "client" if section["name"] == "central" else "record"
-        return {"unit": unit, **found, "planned_epsilon": section["epsilon"], **cost}
+        made = "; ".join(sorted(self._noise)) or "none so far"
+        return {
+            "unit": unit,
+            **found,
+            "planned_epsilon": section["epsilon"],
+            **cost,
+            "noise": f"{made}; as floating-point numbers (their last bits are not hidden)",
+        }
 
     def _add(self, whose: str, event: list[Any]) -> None:
-        noise, rate, steps = event
+        multiplier, rate, steps = event
         known = self._spent.setdefault(whose, [])
         for each in known:
-            if each[:2] == [noise, rate]:
+            if each[:2] == [multiplier, rate]:
                 each[2] += steps
                 return
-        known.append([noise, rate, steps])
+        known.append([multiplier, rate, steps])
 
     def _cost(self, whose: str) -> dict[str, float]:
         """Epsilon of all so far, by the accountant that counts, and the other as a check."""
@@ -123,7 +135,7 @@ def _events(values: Any) -> Iterable[list[Any]]:
     if not isinstance(values, list | tuple):
         return
     for at in range(0, len(values) - 2, 3):
-        noise, rate, steps = (float(value) for value in values[at : at + 3])
+        multiplier, rate, steps = (float(value) for value in values[at : at + 3])
         whole = steps.is_integer() and 1 <= steps < 2**40
-        if whole and 0 < noise < math.inf and 0 < rate <= 1:
-            yield [noise, rate, int(steps)]
+        if whole and 0 < multiplier < math.inf and 0 < rate <= 1:
+            yield [multiplier, rate, int(steps)]
