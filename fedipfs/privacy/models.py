@@ -161,20 +161,21 @@ def _trained(parameter: nn.Parameter) -> bool:
 def _steady(model: nn.Module) -> Iterator[None]:
     """Training mode without dropout, which would draw anew for every pass; weights at random."""
     model.train()
-    kept = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    values = [each.detach().clone() for each in tensors]
     source = noise.generator()
-    for each in model.parameters():
-        if each.is_floating_point():
-            inputs = each[0].numel() if each.dim() > 1 else 1
-            each.data.copy_(gaussian(source, each, max(1, inputs) ** -0.5))
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            inputs = max(1, weight[0].numel()) if weight.dim() > 1 else 1
+            weight.data.copy_(gaussian(source, weight, inputs**-0.5))
     drops = [each for each in model.modules() if isinstance(each, nn.modules.dropout._DropoutNd)]
     for each in drops:
         each.eval()
     try:
         yield
     finally:
-        for each, value in kept:
-            each.data.copy_(value)
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data.copy_(value)
         for each in drops:
             each.train()
 

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from fedipfs.errors import BadMessage, DagCborError, SignatureMissing
@@ -268,7 +268,6 @@ class Unmask(Signed):
         check_list(self.shares, shamir.SHARE)
 
 
-@cache
 def _names(kind: type[Message]) -> tuple[str, ...]:
     return tuple(each.name for each in dataclasses.fields(kind))  # type: ignore[arg-type]
 

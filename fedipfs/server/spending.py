@@ -17,6 +17,7 @@ from fedipfs.privacy import noise
 
 OnRelease = Callable[[int], None]
 RECORD = "privacy"  # the key of what an answer says of its own privacy
+_MOST_STEPS = 10_000_000  # of one mechanism: what accounting takes
 _LONGEST = 160  # characters of what a client says
 
 
@@ -46,7 +47,7 @@ class Spending:
             return
         record = reply.content.get(RECORD)
         said = dict(record) if isinstance(record, ConfigRecord) else {}
-        for event in _events(said.get("events")):
+        for event in self._events(said.get("events")):
             self._add(client, event)
         notes = {
             key: one_line(said[key], _LONGEST)
@@ -107,12 +108,27 @@ class Spending:
             "noise": f"{made}; as floating-point numbers (their last bits are not hidden)",
         }
 
+    def _events(self, values: Any) -> Iterable[list[Any]]:
+        """Those of the triples (noise multiplier, sampling rate, steps) that this run can have.
+
+        Whatever a client says of others, the run goes on, and epsilon is not long to compute.
+        """
+        section = self._section
+        own = [section["noise_multiplier"], section["sample_rate"]]
+        metrics = [section["metrics_noise_multiplier"], 1.0]
+        if not isinstance(values, list | tuple):
+            return
+        for at in range(0, len(values) - 2, 3):
+            *mechanism, steps = values[at : at + 3]
+            if mechanism in (own, metrics) and type(steps) in (int, float) and steps >= 1:
+                yield [*map(float, mechanism), math.floor(min(steps, _MOST_STEPS))]
+
     def _add(self, whose: str, event: list[Any]) -> None:
         multiplier, rate, steps = event
         known = self._spent.setdefault(whose, [])
         for each in known:
             if each[:2] == [multiplier, rate]:
-                each[2] += steps
+                each[2] = min(each[2] + steps, _MOST_STEPS)
                 return
         known.append([multiplier, rate, steps])
 
@@ -128,14 +144,3 @@ class Spending:
     def _most(self) -> dict[str, float]:
         costs = [self._cost(name) for name in self._spent] or [self._cost("")]
         return {key: max(cost[key] for cost in costs) for key in costs[0]}
-
-
-def _events(values: Any) -> Iterable[list[Any]]:
-    """Triples of noise multiplier, sampling rate and steps; what is none is left out."""
-    if not isinstance(values, list | tuple):
-        return
-    for at in range(0, len(values) - 2, 3):
-        multiplier, rate, steps = (float(value) for value in values[at : at + 3])
-        whole = steps.is_integer() and 1 <= steps < 2**40
-        if whole and 0 < multiplier < math.inf and 0 < rate <= 1:
-            yield [multiplier, rate, int(steps)]

@@ -110,8 +110,8 @@ def test_swapped_keys(world):
 
 def test_keys_of_the_coordinators_own(world):
     asked = world().until("share")
-    own = keys.public_of(bytes(range(32)))
-    forged = replace(asked.roster.clients[0], mask_key=own, seal_key=own)
+    own = [keys.public_of(bytes([number] * 32)) for number in (1, 2)]
+    forged = replace(asked.roster.clients[0], mask_key=own[0], seal_key=own[1])
     with pytest.raises(SignatureWrong):
         asked.client("a04").share(Roster((forged, *asked.roster.clients[1:])))
 
@@ -415,7 +415,7 @@ def test_two_answers_to_unmask(world):
     asked = world(clients=7).until("unmask")
     first = asked.client("a00").unmask(asked.request)
     assert asked.client("a00").unmask(asked.request) == first
-    other = replace(asked.request, confirmations=asked.request.confirmations[:5])
+    other = replace(asked.request, confirmations=asked.request.confirmations[:4])
     with pytest.raises(SecondAnswer, match="unmask of round 1 of run is answered already"):
         asked.client("a00").unmask(other)
 
