@@ -99,6 +99,8 @@ class PrivateGradients:
         return max(1, min(self.physical_batch, _MOST_VALUES // max(1, trained)))
 
     def __enter__(self) -> PrivateGradients:
+        # What a layer notes of its inputs, such as running means, gets no noise: it stays here.
+        self._buffers = [(each, each.detach().clone()) for each in self.model.buffers()]
         ghost, clip = self.mode == GHOST, self.mechanism.clip_norm
         self._hooks: Any = (
             GradSampleModuleFastGradientClipping(
@@ -128,6 +130,9 @@ class PrivateGradients:
         self._ends.clear()
         for parameter in self._private.params:
             del parameter.summed_grad
+        with torch.no_grad():
+            for buffer, came in self._buffers:
+                buffer.copy_(came)
 
     def _note_end(self, module: nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
         """Keep the output of a trained layer that nothing trained comes before."""
