@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from fedipfs.errors import ConfigError
 from fedipfs.exchange import StoredArrays, Vault, as_numpy, default_vault, flatten
 from fedipfs.ipld import CID
+from fedipfs.privacy import masked as noised
 from fedipfs.secagg import Client, Delivery, Floors, Journal, Request, Roster, Session, Survivors
 from fedipfs.secagg.messages import Signed
 from fedipfs.secagg.quantize import encode
@@ -75,6 +76,8 @@ def masked(message: Message, context: Context, trained: RecordDict) -> RecordDic
 
 def _encoded(member: Client, values: np.ndarray, metrics: Mapping[str, Any]) -> np.ndarray:
     parameters = member.session.parameters
+    if parameters.encoding == noised.ENCODING:
+        return noised.encode(parameters, values)
     details = dict(parameters.details)
     most = float(details["examples"])  # type: ignore[arg-type]
     weight = min(1.0, float(metrics["num-examples"]) / most) if most else 1.0

@@ -135,9 +135,14 @@ class PrivateGradients:
                 buffer.copy_(came)
 
     def _note_end(self, module: nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
-        """Keep the output of a trained layer that nothing trained comes before."""
+        """Keep the output of a trained layer that nothing trained comes before.
+
+        A recurrent layer has several, but is made of layers that have one.
+        """
         leaves = tree_leaves((inputs, keywords))
-        if not any(isinstance(each, Tensor) and each.requires_grad for each in leaves):
+        if isinstance(output, Tensor) and not any(
+            isinstance(each, Tensor) and each.requires_grad for each in leaves
+        ):
             self._ends.append(output)
 
     def fill(self, chosen: np.ndarray | None = None) -> None:

@@ -22,6 +22,7 @@ from fedipfs.tasks import Task
 TRIED = 4  # examples that a model is tried on
 _WITH_MANY = (nn.RNN, nn.RNNCellBase, nn.Bilinear)
 _MANY = "Opacus knows layers with one input and one output"
+_FINE = (torch.float32, torch.float64)
 _TOLERANCE = 1e-3  # relative; float32 differs by 1e-6, a wrong gradient by its own size
 
 
@@ -78,6 +79,12 @@ def fitting_mode(
         raise UnsupportedModel(
             f"privacy=dp_sgd cannot train {'; '.join(problems)}; {remedy} in their place"
         )
+    trained = [(name, each) for name, each in model.named_parameters() if _trained(each)]
+    if coarse := [name for name, each in trained if each.dtype not in _FINE]:
+        raise UnsupportedModel(
+            f"privacy=dp_sgd cannot train {', '.join(coarse)}: where sums are rounded to less than "
+            "float32, an example moves them by more than the noise is made for; take float32"
+        )
     picked = np.unique(np.linspace(0, len(targets) - 1, TRIED).astype(int))  # not one class alone
     x, y = task.inputs(inputs[picked]), task.targets(targets[picked])
     reasons = []
@@ -115,7 +122,7 @@ def _difference(task: Task, model: nn.Module, x: Tensor, y: Tensor, mode: str) -
         if idle := [name for name, each in named if each.grad is None]:
             return f"no part in the loss have {', '.join(idle)}: freeze them (requires_grad=False)"
         norms = [float(torch.linalg.vector_norm(each)) for each in own]
-        clip = max(float(np.median(norms)), 1e-12)
+        clip = max(float(np.median(norms)) / 2, 1e-12)
         factors = [min(1.0, clip / max(norm, 1e-12)) for norm in norms]
         wanted = torch.stack(own).T @ torch.tensor(factors, dtype=torch.float64)
         plain = torch.optim.SGD([each for _, each in named], lr=1.0)

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fedipfs.errors import BadMessage, ConfigError
+from fedipfs.errors import BadMessage, BelowFloor, ConfigError
 from fedipfs.ipld import dagcbor
 from fedipfs.secagg import fixed, graph
 
@@ -191,14 +191,17 @@ class Parameters:
 
     @classmethod
     def of(cls, found: Any) -> Parameters:
-        """The parameters that `plain` gave. Raises BadMessage, and ConfigError as above."""
+        """The parameters that `plain` gave. Raises BadMessage, BelowFloor if they are not safe."""
         names = {field.name for field in dataclasses.fields(cls)}
         if type(found) is not dict or found.keys() != names:
             raise BadMessage("parameters: expected a map with " + ", ".join(sorted(names)))
         if type(found["numbers"]) is not list or type(found["details"]) is not dict:
             raise BadMessage("parameters: expected a list of numbers and a map of details")
         details = tuple(sorted(found["details"].items()))
-        return cls(**{**found, "numbers": tuple(found["numbers"]), "details": details})
+        try:
+            return cls(**{**found, "numbers": tuple(found["numbers"]), "details": details})
+        except ConfigError as error:
+            raise BelowFloor(f"parameters that no site should accept: {error}") from None
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical DAG-CBOR: what everybody signs."""

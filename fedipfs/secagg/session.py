@@ -112,7 +112,7 @@ class Session:
 
     @classmethod
     def from_bytes(cls, block: bytes) -> Session:
-        """What `to_bytes` gave. Raises BadMessage, and ConfigError for unsafe parameters."""
+        """What `to_bytes` gave. Raises BadMessage, BelowFloor for unsafe parameters."""
         try:
             found = dagcbor.decode(block)
         except DagCborError as error:

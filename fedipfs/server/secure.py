@@ -23,6 +23,7 @@ from fedipfs.errors import (
 from fedipfs.exchange import CidGrid, StoredArrays, Vault, flat_size, moved_by
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
 from fedipfs.ipld import CID
+from fedipfs.privacy import masked as noised
 from fedipfs.secagg import Advertise, Confirm, Masked, Parameters, Server, Session, Share, Unmask
 from fedipfs.secagg.messages import Signed
 from fedipfs.secagg.quantize import decode
@@ -59,7 +60,8 @@ class Secure:
     `run` names the run in what everybody signs; it differs for every process that coordinates, as
     a round that was interrupted is begun anew with other keys. `options` are the section `secagg`
     of the configuration, complete; `metrics` names what clients tell beside their update, in sums.
-    `relative`: updates are changes of the model. `name_of` gives a node's organization.
+    `relative`: updates are changes of the model. `name_of` gives a node's organization. `noise`
+    gives the parameters of a cohort that adds noise of its own, by its size and the model's.
     """
 
     edge: CidGrid
@@ -71,11 +73,14 @@ class Secure:
     name_of: Callable[[int], str]
     now: Callable[[], float]
     deadline_s: float | None = None
+    noise: Callable[[int, int], Parameters] | None = None
     sum: Sum | None = field(default=None, init=False)
 
     def parameters(self, clients: int, values: int) -> Parameters:
         """What a cohort of `clients` agrees on. Raises ConfigError for what is not safe."""
         chosen = ("threshold", "colluders", "dropouts", "clip", "bits")
+        if self.noise is not None:
+            return self.noise(clients, values)
         return Parameters.choose(
             clients,
             values,
@@ -151,16 +156,19 @@ class _Round:
         spec = TensorSpec("sum", "U32", total.shape)
         cid = secure.vault.put_weights([spec], lambda name: total)
         kept = self._put(dataclasses.replace(record, total=str(cid)).to_bytes())
-        found = decode(parameters, total, len(vectors), per="weight")
-        weight = found.numbers["weight"]
-        means = {name: found.numbers[name] / weight for name in secure.metrics}
         note: dict[str, Any] = {
             "protocol": parameters.describe(),
             "record": kept,
             "sum": cid,
             "survivors": len(vectors),
-            "clipped": found.clipped,
         }
+        if parameters.encoding == noised.ENCODING:
+            mean = noised.decode(parameters, total) / len(vectors)
+            return Sum(moved_by(self._model, mean), {"weight": 1.0}, vectors, note)
+        found = decode(parameters, total, len(vectors), per="weight")
+        weight = found.numbers["weight"]
+        means = {name: found.numbers[name] / weight for name in secure.metrics}
+        note["clipped"] = found.clipped
         if found.suggestion is not None:
             note["suggested_clip"] = found.suggestion
         arrays = moved_by(self._model, found.values, relative=secure.relative)
