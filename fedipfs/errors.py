@@ -43,6 +43,7 @@
     │   └── SignerRevoked
     ├── SecAggRefused                 3: what an honest party to secure aggregation never asks or says
     │   ├── BelowFloor                parameters weaker than a site permits, or not those it pinned
+    │   ├── WrongSession              a session that does not fit what a client is asked to do
     │   ├── NotInCohort               from, or to, somebody whom the session does not name
     │   ├── WrongKeys                 swapped, copied or worthless keys
     │   ├── WrongShare                a share that does not open, or was not asked for
@@ -254,6 +255,10 @@ class SecAggRefused(FedIPFSError):
 
 class BelowFloor(SecAggRefused):
     """Parameters that are weaker than a site permits, or not the ones that it has pinned."""
+
+
+class WrongSession(SecAggRefused):
+    """A session of another run, round or model than what a client is asked to do."""
 
 
 class NotInCohort(SecAggRefused):

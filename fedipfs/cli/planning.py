@@ -61,13 +61,13 @@ def plan(
     delta = delta or (ledger.cap.delta if ledger else plans.default_delta(examples))
     accountant = accountant or (ledger.cap.accountant if ledger else "prv")
     train = {"batch_size": batch_size, "epochs": epochs, "steps": steps}
-    work = plans.work(train, rounds=rounds, examples=examples)
+    work = plans.work(train, examples=examples)
     planned = plans.plan(
-        work,
+        work.cost(delta, accountant),
+        rounds=rounds,
         epsilon_target=epsilon,
         noise_multiplier=noise_multiplier,
         delta=delta,
-        accountant=accountant,
     )
     fields = {
         "epsilon": planned.epsilon,

@@ -93,7 +93,6 @@ class Guard:
         self._mode = _mode(task, model, examples, options["clipping"])
         steps = plan.work(
             self._config["train"],
-            rounds=1,
             examples=options["examples"],
             sample_rate=options["sample_rate"],
             whole=whole,

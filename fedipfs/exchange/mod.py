@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import NamedTuple
 
 from flwr.app import Context, Message, RecordDict
 
 from fedipfs.exchange.compressing import Answers, asked_of
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.signing import address, signer_of, stamp_of
+from fedipfs.exchange.signing import Stamp, address, signer_of, stamp_of
 
 PREFETCH = "query.prefetch"  # the type of a message that announces the next model
+
+
+class Asked(NamedTuple):
+    """What the message that a client is answering was signed for, and by which coordinator."""
+
+    stamp: Stamp
+    by: str
+
+
+_asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+
+
+def answering() -> Asked | None:
+    """For an app behind `cid_mod`; None where there are no keys."""
+    return _asked.get()
 
 
 def cid_mod(
@@ -34,10 +51,15 @@ def cid_mod(
     crossed = message.content
     message.content = exchange.swap_in(crossed, expected=expected)
     answers = Answers(asked_of(crossed), message.content, context)
-    if message.metadata.message_type == PREFETCH:
-        reply = Message(RecordDict(), reply_to=message)
-    else:
-        reply = call_next(message, context)
+    signed = stamp is not None and reader is not None and exchange.vault.party is not None
+    token = _asked.set(Asked(stamp, reader) if signed else None)  # type: ignore[arg-type]
+    try:
+        if message.metadata.message_type == PREFETCH:
+            reply = Message(RecordDict(), reply_to=message)
+        else:
+            reply = call_next(message, context)
+    finally:
+        _asked.reset(token)
     if reply.has_content():
         reply.content = exchange.swap_out(reply.content, stamp, reader=reader, put=answers.put)
     return reply

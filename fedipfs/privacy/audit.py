@@ -55,9 +55,7 @@ class Finding(NamedTuple):
         return self.epsilon > claimed
 
 
-def audit(
-    train: Train, *, delta: float, canaries: int = 2000, confidence: float = 0.99
-) -> Finding:
+def audit(train: Train, *, delta: float, canaries: int = 2000, confidence: float = 0.99) -> Finding:
     """What one training tells of `canaries` examples, about half of which it is given.
 
     `train` is to do what is claimed to be (epsilon, delta)-private when an example is added or

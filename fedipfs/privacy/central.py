@@ -94,10 +94,17 @@ def forecast(
             multiplier = update_multiplier(noise_multiplier, count_stddev)
         longer = multiplier * math.sqrt(values) / updates
         text += f"; a round's noise is {longer:.3g} times as long as the longest update"
-        if (in_all := longer / math.sqrt(rounds)) > _DROWNED:
-            warnings.append(
-                f"with {updates} clients a round and {values} values the noise of {rounds} rounds "
-                f"is {in_all:.3g} times as long as all updates together can be; take more "
-                "clients, a smaller or partly frozen model, or privacy at the clients"
-            )
+        warnings += drowned(multiplier, rounds, updates, values)
     return Forecast(prv, rdp, text, tuple(warnings))
+
+
+def drowned(noise_multiplier: float, rounds: int, updates: int, values: int) -> list[str]:
+    """A warning where the noise on the mean of so many updates leaves nothing to be learnt."""
+    in_all = noise_multiplier * math.sqrt(values) / updates / math.sqrt(rounds)
+    if in_all <= _DROWNED:
+        return []
+    return [
+        f"with {updates} clients a round and {values} values the noise of {rounds} rounds is "
+        f"{in_all:.3g} times as long as all updates together can be; take more clients, a smaller "
+        "or partly frozen model, or privacy at the clients"
+    ]

@@ -18,7 +18,7 @@ errors before it can cost accuracy, never privacy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ _RETRY = 0.5  # -log of beta = exp(-1/2), the paper's choice
 _INFLATION = 1e-4  # of the squared norm by rounding: epsilon then is a Gaussian's to three digits
 _WRAPS = 2.0**-40  # probability that any of the sum's values wraps around, at most
 _MOST_TRIES = 1000
+_TILE = 1 << 16  # values that are worked on at once: half a MiB
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class Parameters:
             raise ConfigError(
                 f"scale {self.scale:g}: a client's noise would have a variance of "
                 f"{self.variance / self.survivors:.3g}, and {skellam.MOST_VARIANCE:.3g} is the "
-                f"most; leave the scale to be chosen, or lower noise_multiplier"
+                f"most; leave scale to be chosen, or lower noise_multiplier"
             )
         if self.largest >= 2 ** (BITS - 1):
             raise ConfigError(
                 f"scale {self.scale:g}: a sum of {self.cohort} clients may reach "
-                f"{self.largest:.3g} and wrap around modulo 2^{BITS}; leave the scale to be "
-                f"chosen, or lower noise_multiplier or the cohort"
+                f"{self.largest:.3g} and wrap around modulo 2^{BITS}; leave scale to be chosen, "
+                f"or lower noise_multiplier or the cohort"
             )
 
     @classmethod
@@ -160,8 +161,7 @@ class Parameters:
 
 def _bound(norm: float, size: int) -> float:
     """L2 norm after stochastic rounding: Kairouz et al. 2021, theorem 1, with beta = exp(-1/2)."""
-    likely = norm**2 + size / 4 + math.sqrt(2 * _RETRY) * (norm + math.sqrt(size) / 2)
-    return min(norm + math.sqrt(size), math.sqrt(likely))
+    return math.sqrt(norm**2 + size / 4 + math.sqrt(2 * _RETRY) * (norm + math.sqrt(size) / 2))
 
 
 def encode(
@@ -176,31 +176,46 @@ def encode(
     if update.shape != (parameters.dimension,):
         raise ValueError(f"an update of shape {update.shape}, not ({parameters.dimension},)")
     rng = generator() if rng is None else rng
-    values = update.astype(np.float64)
-    norm = math.sqrt(values @ values)
+    norm = math.sqrt(sum(_square(update[tile].astype(np.float64)) for tile in _tiles(update.size)))
     if not math.isfinite(norm):
         raise BadUpdate("the update is not finite: training diverged; lower the learning rate")
     # Single precision errs by about 1e-7 of the norm, far less than rounding to steps does.
-    values *= min(1.0, parameters.clip / norm) if norm else 1.0
-    scaled = rotation.rotate(values.astype(np.float32), seed).astype(np.float64)
-    scaled *= parameters.scale
-    integers = _rounded(scaled, parameters.bound, rng).astype(np.int64)
+    clipped = update * min(1.0, parameters.clip / norm) if norm else update
+    rotated = rotation.rotate(clipped.astype(np.float32), seed)
+    encoded = _rounded(rotated, parameters, rng).view(np.uint32)
     share = parameters.variance / parameters.survivors
     if share:
-        integers += skellam.sample(rng, share, integers.size)
-    return integers.astype(np.uint32)
+        for tile in _tiles(encoded.size):
+            part = encoded[tile]
+            part += skellam.sample(rng, share, part.size).astype(np.uint32)
+    return encoded
 
 
-def _rounded(scaled: np.ndarray, bound: float, rng: np.random.Generator) -> np.ndarray:
-    """Each value rounded up or down, right on average, again until the norm is within `bound`.
+def _rounded(rotated: np.ndarray, parameters: Parameters, rng: np.random.Generator) -> np.ndarray:
+    """Each value in steps, int32, rounded up or down and right on average, within the bound.
 
-    Tries succeed with a probability of 1 - exp(-1/2) at least (the paper's proposition 22).
+    Tried again until it is: a try succeeds with a probability of 1 - exp(-1/2) at least.
     """
+    steps = np.empty(rotated.size, np.int32)
     for _ in range(_MOST_TRIES):
-        integers = np.floor(scaled + rng.random(scaled.size, dtype=np.float32))
-        if integers @ integers <= bound**2:
-            return integers
-    raise RuntimeError(f"no rounding within {bound:g} of a vector of {np.linalg.norm(scaled):g}")
+        square = 0.0
+        for tile in _tiles(steps.size):
+            part = rotated[tile].astype(np.float64)
+            part *= parameters.scale
+            part += rng.random(part.size, dtype=np.float32)
+            square += _square(np.floor(part, out=part))
+            steps[tile] = part
+        if square <= parameters.bound**2:
+            return steps
+    raise RuntimeError(f"no rounding of the update within {parameters.bound:g} steps")
+
+
+def _tiles(size: int) -> Iterator[slice]:
+    return (slice(at, at + _TILE) for at in range(0, size, _TILE))
+
+
+def _square(values: np.ndarray) -> float:
+    return float(values @ values)
 
 
 def decode(total: np.ndarray, parameters: Parameters, seed: bytes) -> np.ndarray:
@@ -211,7 +226,9 @@ def decode(total: np.ndarray, parameters: Parameters, seed: bytes) -> np.ndarray
     if total.dtype != np.uint32:
         raise ValueError(f"a sum modulo 2^{BITS} is uint32, not {total.dtype}")
     steps = total.view(np.int32).astype(np.float64)
-    return rotation.unrotate(steps, seed, parameters.dimension) / parameters.scale
+    values = rotation.unrotate(steps, seed, parameters.dimension)
+    values /= parameters.scale
+    return values
 
 
 def epsilon(

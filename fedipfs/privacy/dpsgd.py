@@ -130,6 +130,9 @@ class PrivateGradients:
         self._ends.clear()
         for parameter in self._private.params:
             del parameter.summed_grad
+        for module in self.model.modules():  # what Opacus forgets: examples, of the last batch
+            vars(module).pop("activations", None)
+            vars(module).pop("max_batch_len", None)
         with torch.no_grad():
             for buffer, came in self._buffers:
                 buffer.copy_(came)
@@ -200,5 +203,7 @@ class PrivateGradients:
     def _nothing(self) -> None:
         """An empty batch, which no model need see."""
         for each in self._private.params:
-            each.grad = torch.zeros_like(each)
-            each.grad_sample = each.new_zeros((0, *each.shape))
+            if self.mode == GHOST:
+                each.grad = torch.zeros_like(each)
+            else:
+                each.grad_sample = each.new_zeros((0, *each.shape))

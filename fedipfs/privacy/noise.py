@@ -18,6 +18,7 @@ from randomgen import AESCounter
 
 KEY_BYTES = 16
 SECRET = "AES-128 counter mode, keyed by the operating system"
+FLOATS = "as floating-point numbers, whose last bits are not hidden"
 KNOWN = "AES-128 counter mode, keyed by the run's seed: whoever knows it can take the noise off"
 
 

@@ -8,8 +8,7 @@ import warnings
 _root = logging.getLogger()
 _before = _root.handlers[:], _root.level
 
-from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent  # noqa: E402
-from opacus.accountants.prv import PRVAccountant  # noqa: E402
+from opacus.accountants.analysis.rdp import compute_rdp  # noqa: E402
 from opacus.grad_sample import GradSampleModule  # noqa: E402
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (  # noqa: E402
     GradSampleModuleFastGradientClipping,
@@ -31,7 +30,5 @@ __all__ = [
     "GradSampleModule",
     "GradSampleModuleFastGradientClipping",
     "ModuleValidator",
-    "PRVAccountant",
     "compute_rdp",
-    "get_privacy_spent",
 ]

@@ -8,26 +8,26 @@ weights, nor their noise, nor the metrics tell the true one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedipfs.errors import ConfigError
-from fedipfs.privacy.accounting import Event, History, epsilon, merged, most_steps
-from fedipfs.privacy.accounting import noise_multiplier_for as least_noise
+from fedipfs.privacy.accounting import Event, History, epsilon, merged
 
+_LEAST_NOISE, _MOST_NOISE, _PRECISION = 1e-2, 1e6, 1e-3
+_MOST_ROUNDS = 1 << 20
 _CARE = 10  # delta is at most 1 / (10 N): one over the number of records promises nothing
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a client does in each of `rounds` rounds (None: as many as the budget allows).
+    """What a client does in a round.
 
     `steps` steps of DP-SGD at `sample_rate`, and `releases` times metrics with
     `metrics_noise_multiplier`.
     """
 
-    rounds: int | None
     sample_rate: float
     steps: int
     releases: int = 0
@@ -38,6 +38,10 @@ class Work:
         metrics = Event(self.metrics_noise_multiplier, 1.0, self.releases * rounds)
         events = [Event(noise_multiplier, self.sample_rate, self.steps * rounds), metrics]
         return merged(each for each in events if each.steps)
+
+    def cost(self, delta: float, accountant: str) -> Callable[[float, int], float]:
+        """Epsilon at `delta`, by noise multiplier and rounds."""
+        return lambda noise, rounds: epsilon(self.history(noise, rounds), delta, accountant)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class Plan:
 def work(
     train: Mapping[str, Any],
     *,
-    rounds: int | None,
     examples: int,
     sample_rate: float | None = None,
     whole: bool = False,
@@ -70,93 +73,77 @@ def work(
     else:
         rate = min(1.0, train["batch_size"] / examples) if sample_rate is None else sample_rate
         steps = train["steps"] or train["epochs"] * math.ceil(1 / rate - 1e-9)
-    return Work(rounds, rate, steps, releases, metrics_noise_multiplier)
+    return Work(rate, steps, releases, metrics_noise_multiplier)
 
 
 def plan(
-    work: Work,
+    cost: Callable[[float, int], float],
     *,
+    rounds: int | None,
     epsilon_target: float | None,
     noise_multiplier: float | None,
     delta: float,
-    accountant: str = "prv",
 ) -> Plan:
-    """Two of `epsilon_target`, `noise_multiplier` and `work.rounds` give the third.
+    """Two of `epsilon_target`, `noise_multiplier` and `rounds` give the third.
 
-    With all three, they must fit. Raises ConfigError where they do not, or only one is given.
+    `cost(noise_multiplier, rounds)` is the epsilon at `delta`, the less the more noise and the
+    fewer rounds. With all three, they must fit. Raises ConfigError where they do not, or only one
+    is given.
     """
-    given = (epsilon_target, noise_multiplier, work.rounds)
-    if sum(value is not None for value in given) < 2:
+    if sum(value is not None for value in (epsilon_target, noise_multiplier, rounds)) < 2:
         raise ConfigError(
             "privacy.epsilon, privacy.noise_multiplier and rounds: give two of them, and the third "
             "is computed"
         )
-
-    def cost(noise: float, rounds: int) -> float:
-        return epsilon(work.history(noise, rounds), delta, accountant)
-
     if noise_multiplier is None:
-        assert epsilon_target is not None and work.rounds is not None
-        metrics = work.history(1.0, work.rounds)[:0]
-        if work.releases:
-            metrics = (Event(work.metrics_noise_multiplier, 1.0, work.releases * work.rounds),)
-        try:
-            noise_multiplier = least_noise(
-                epsilon=epsilon_target,
-                delta=delta,
-                sample_rate=work.sample_rate,
-                steps=work.steps * work.rounds,
-                accountant=accountant,
-                history=metrics,
-            )
-        except ConfigError as error:
-            spent = epsilon(metrics, delta, accountant)
-            hint = (
-                f"; the metrics alone cost {spent:.3g}: raise privacy.metrics_noise_multiplier, or "
-                "withhold them"
-                if metrics
-                else ""
-            )
-            raise ConfigError(f"{error}{hint}") from None
-        return Plan(cost(noise_multiplier, work.rounds), noise_multiplier, work.rounds)
-    if work.rounds is not None:
-        spent = cost(noise_multiplier, work.rounds)
-        if epsilon_target is not None and spent > epsilon_target:
-            raise ConfigError(
-                f"rounds={work.rounds} with privacy.noise_multiplier={noise_multiplier:g} cost "
-                f"epsilon {spent:.3g} at delta {delta:g}, more than privacy.epsilon="
-                f"{epsilon_target:g}; leave one of the three out (null), and it is computed"
-            )
-        return Plan(spent, noise_multiplier, work.rounds)
-    assert epsilon_target is not None
-    rounds = _most_rounds(work, noise_multiplier, epsilon_target, delta, accountant)
-    if not rounds:
+        assert epsilon_target is not None and rounds is not None
+        noise_multiplier = _least_noise(cost, epsilon_target, rounds, delta)
+    elif rounds is None:
+        assert epsilon_target is not None
+        rounds = _most_rounds(cost, epsilon_target, noise_multiplier, delta)
+    spent = cost(noise_multiplier, rounds)
+    if epsilon_target is not None and spent > epsilon_target:
         raise ConfigError(
-            f"one round with privacy.noise_multiplier={noise_multiplier:g} costs epsilon "
-            f"{cost(noise_multiplier, 1):.3g} at delta {delta:g}, more than privacy.epsilon="
-            f"{epsilon_target:g}; raise the noise"
+            f"rounds={rounds} with privacy.noise_multiplier={noise_multiplier:g} cost epsilon "
+            f"{spent:.3g} at delta {delta:g}, more than privacy.epsilon={epsilon_target:g}; leave "
+            "one of the three out (null), and it is computed"
         )
-    return Plan(cost(noise_multiplier, rounds), noise_multiplier, rounds)
+    return Plan(spent, noise_multiplier, rounds)
 
 
-def _most_rounds(work: Work, noise: float, target: float, delta: float, accountant: str) -> int:
-    if not work.releases:
-        steps = most_steps(
-            (), noise, work.sample_rate, epsilon=target, delta=delta, accountant=accountant
+def _least_noise(
+    cost: Callable[[float, int], float], target: float, rounds: int, delta: float
+) -> float:
+    """The least noise that is enough, to a thousandth."""
+    low, high = _LEAST_NOISE, 1.0
+    while cost(high, rounds) > target:
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            raise ConfigError(
+                f"no noise keeps privacy.epsilon={target:g} at delta {delta:g} over {rounds} "
+                f"rounds: {cost(_MOST_NOISE, rounds):.3g} is spent on other things, such as "
+                "metrics; raise epsilon or privacy.metrics_noise_multiplier, or withhold them"
+            )
+    while high / low > 1 + _PRECISION:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle, rounds) <= target else (middle, high)
+    return high
+
+
+def _most_rounds(
+    cost: Callable[[float, int], float], target: float, noise: float, delta: float
+) -> int:
+    if (one := cost(noise, 1)) > target:
+        raise ConfigError(
+            f"one round with privacy.noise_multiplier={noise:g} costs epsilon {one:.3g} at delta "
+            f"{delta:g}, more than privacy.epsilon={target:g}; raise the noise"
         )
-        return steps // work.steps
-
-    def fits(rounds: int) -> bool:
-        return epsilon(work.history(noise, rounds), delta, accountant) <= target
-
-    if not fits(1):
-        return 0
     low, high = 1, 2
-    while fits(high) and high < 1 << 20:
+    while cost(noise, high) <= target and high < _MOST_ROUNDS:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if cost(noise, middle) <= target else (low, middle)
     return low
 
 

@@ -8,8 +8,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from opacus.accountants import RDPAccountant
-from opacus.accountants.analysis.rdp import compute_rdp
 
 
 class Event(NamedTuple):
@@ -30,13 +28,16 @@ ORDERS: tuple[float, ...] = (
     1.01,
     1.02,
     1.05,
-    *RDPAccountant.DEFAULT_ALPHAS,
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(12, 64),
     *(round(64 * 2 ** (k / 4)) for k in range(17)),
 )
 
 
 @lru_cache(maxsize=1024)
 def _step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
+    from fedipfs.privacy.opacus_compat import compute_rdp  # it takes torch along
+
     curve = np.full(len(ORDERS), np.inf)
     for place, order in enumerate(ORDERS):
         try:

@@ -43,14 +43,16 @@ def rotate(values: np.ndarray, seed: bytes) -> np.ndarray:
     rotated = np.zeros(padded(values.size), values.dtype)
     rotated[: values.size] = values
     rotated *= _signs(seed, rotated.size, values.dtype)
-    return _transformed(rotated, block(values.size))
+    _transform(rotated, block(values.size))
+    return rotated
 
 
 def unrotate(rotated: np.ndarray, seed: bytes, dimension: int) -> np.ndarray:
     """The (dimension,) values that `rotate` made (padded(dimension),) `rotated` of, same dtype."""
     if rotated.shape != (padded(dimension),):
         raise ValueError(f"{dimension} rotated values come as {padded(dimension)}: {rotated.shape}")
-    values = _transformed(rotated, block(dimension))
+    values = rotated.copy()
+    _transform(values, block(dimension))
     values *= _signs(seed, values.size, values.dtype)
     return values[:dimension]
 
@@ -64,16 +66,18 @@ def _signs(seed: bytes, size: int, dtype: np.dtype) -> np.ndarray:
     return 1 - 2 * bits.astype(dtype)
 
 
-def _transformed(values: np.ndarray, length: int) -> np.ndarray:
-    """Each block times the orthonormal Hadamard matrix, which is its own inverse.
+def _transform(values: np.ndarray, length: int) -> None:
+    """Multiply each block, in place, by the orthonormal Hadamard matrix: its own inverse.
 
     That of 2^(a+b) values is the Kronecker product of those of 2^a and 2^b, so a block, seen as a
     matrix of 2^a rows, is multiplied from both sides.
     """
     rows = 1 << (length.bit_length() - 1) // 2
     columns = length // rows
-    right = values.reshape(-1, columns) @ _hadamard(columns, values.dtype)
-    return (_hadamard(rows, values.dtype) @ right.reshape(-1, rows, columns)).ravel()
+    left, right = _hadamard(rows, values.dtype), _hadamard(columns, values.dtype)
+    for at in range(0, values.size, length):
+        part = values[at : at + length].reshape(rows, columns)
+        part[:] = left @ part @ right
 
 
 @lru_cache(maxsize=32)

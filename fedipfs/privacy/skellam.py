@@ -51,11 +51,11 @@ def dominating_gaussian(variance: float, l2: float, l1: float) -> float:
     module and of the accountants: that is all that the `rdp` accountant looks at. It is hardly less
     than sqrt(variance) / l2 where a standard deviation is thousands of steps.
 
-    The `prv` accountant needs more: that the Gaussian's privacy losses dominate. The Gaussian has
-    (1 + 0.75 / variance) of what its square would hide, or more, for any l2 up to 2 * variance, and
-    exact sums in the tests show that this is enough for one coordinate. It then is for all of them
-    together (Zhu, Dong and Wang 2022, "Optimal Accounting of Differential Privacy via
-    Characteristic Function", on the composition of dominating pairs).
+    The `prv` accountant needs more: that the Gaussian's privacy losses dominate. For any l2 up to
+    2 * variance its noise multiplier is at most sqrt(variance / (1 + 0.75 / variance)) / l2; exact
+    sums in the tests show that so much is enough for one coordinate that moves by eight standard
+    deviations or less, and so it is for all of them together (Zhu, Dong and Wang 2022, "Optimal
+    Accounting of Differential Privacy via Characteristic Function": dominating pairs compose).
     """
     orders = np.asarray((*rdp.ORDERS, *ORDERS), np.float64)
     return float(np.sqrt(np.min(orders / (2 * curve(variance, l2, l1, orders)))))

@@ -91,7 +91,6 @@ class Client:
         if done:
             return done
         said = self._said(Advertise)
-        self._journal.same(Advertise.stage, said, self.session.digest)
         own = next((each for each in roster.clients if each.by == self.name), None)
         if own is None:
             raise TooLate(f"{self.name} is not on the roster of {self.session}")
@@ -121,6 +120,16 @@ class Client:
         state = {"peers": peers.plain(), "seed": seed, "kept": kept, "keys": with_them}
         return self._say(message, roster.digest, state)
 
+    def masked(self, delivery: Delivery) -> Masked | None:
+        """What `mask` has answered, and would again: then no vector is needed.
+
+        None if it has not. Raises SecondAnswer where a vector may have left and was not named.
+        """
+        done = self._done(Masked, delivery.digest)
+        if done is None and self._journal.read("mask") is not None:
+            raise self._left()
+        return done
+
     def mask(
         self, delivery: Delivery, vector: np.ndarray, put: Callable[[np.ndarray], str]
     ) -> Masked:
@@ -130,27 +139,21 @@ class Client:
         at most once in a session, since a second vector under the same masks would give both
         away: what fails between is not tried again. Once answered, `vector` is not looked at.
         """
-        done = self._done(Masked, delivery.digest)
+        done = self.masked(delivery)
         if done:
             return done
         shared = self._said(Share)
         peers = Peers.of(self.session, shared.state["peers"])
-        if vector.shape != (self.session.parameters.dimension,) or vector.dtype != np.uint32:
-            raise WrongVector(
-                f"a vector of {self.session.parameters.dimension} uint32 expected, not "
-                f"{vector.dtype} {vector.shape}"
-            )
+        self._check_vector(vector)
         received = self._open(peers, delivery, shared.state["keys"])
         received[self.name] = shared.state["kept"]
         state = {"peers": shared.state["peers"], "sharers": list(delivery.sharers)}
         intent = Entry(delivery.digest, b"", {**state, "shares": received})
         if self._journal.write("mask", intent) is not intent:
-            raise SecondAnswer(
-                f"a vector of {self.name} may have left in {self.session}: it is not masked twice"
-            )
+            raise self._left()
         add = [keys.derive(shared.state["seed"], "self mask", peers.binding, self.name)]
         subtract: list[bytes] = []
-        for peer in peers.neighbours(self.name, delivery.sharers):
+        for peer in peers.neighbours(self.name, set(delivery.sharers)):
             (add if self.name < peer else subtract).append(shared.state["keys"][peer][1])
         masks.apply(vector, add, subtract)
         message = Masked(self.name, delivery.sharers_hash, put(vector))
@@ -174,7 +177,7 @@ class Client:
             raise WrongVector(f"{own.vector} is not the vector that {self.name} sent")
         peers.check_survivors(survivors, sharers, self._verify, self.name)
         names = [each.by for each in survivors.clients]
-        self._enough(peers.holders(self.name, names), "hold shares and survived")
+        self._enough(peers.holders(self.name, set(names)), "hold shares and survived")
         message = Confirm(self.name, survivors.digest)
         message = message.signed(self.session, peers.keys[self.name], self._sign)
         return self._say(message, survivors.digest, {"survivors": names})
@@ -200,7 +203,7 @@ class Client:
         half = shamir.SHARE
         shares = tuple(
             received[peer][:half] if peer in survivors else received[peer][half:]
-            for peer in peers.holders(self.name, sharers)
+            for peer in peers.holders(self.name, set(sharers))
         )
         message = Unmask(self.name, request.digest, shares)
         message = message.signed(self.session, peers.keys[self.name], self._sign)
@@ -232,6 +235,20 @@ class Client:
                 shamir.element(share)
             found[sender] = pair
         return found
+
+    def _check_vector(self, vector: np.ndarray) -> None:
+        wanted, flags = self.session.parameters.dimension, vector.flags
+        if vector.shape != (wanted,) or vector.dtype != np.uint32:
+            raise WrongVector(
+                f"a vector of {wanted} uint32 expected, not {vector.dtype} {vector.shape}"
+            )
+        if not (flags.c_contiguous and flags.writeable):
+            raise WrongVector("a vector is masked in place: it must be contiguous and writable")
+
+    def _left(self) -> SecondAnswer:
+        return SecondAnswer(
+            f"a vector of {self.name} may have left in {self.session}: it is not masked twice"
+        )
 
     def _masked(self) -> tuple[Peers, list[str], dict[str, bytes]]:
         """What is known since MASKED: peers, who shared, and this client's shares by name."""

@@ -3,8 +3,8 @@
 One folder a run, closed to other users, holds the newest session and in it one file a stage, which
 is made once and never changed: its answer, what it answered to, and the secrets that later stages
 need. So a client that crashed, or whose next message reaches another process, goes on where it was
-and says the same again, or nothing. A newer session ends the ones before and removes their secrets;
-so does the last answer. (What a disk keeps of removed files is out of our hands.)
+and says the same again, or nothing. The last answer removes all secrets of its session; so does a
+newer session, which ends the ones before. (What a disk keeps of removed files is not in our hands.)
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ STAGES = ("advertise", "share", "mask", "masked", "confirm", "unmask")
 LAST = STAGES[-1]
 
 _HASH = 32
+_ENTRY = ("request", "answer", "state")
+_SENT = ("mask", LAST)  # after these a vector may have left
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Journal:
             if status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 raise JournalError(f"journal {path} is open to other users: chmod 600 it")
             data = stream.read()
-        return _parse(data, path)
+        return self._parse(data, path)
 
     def need(self, stage: str) -> Entry:
         """As `read`. Raises OutOfTurn where nothing was answered, TooLate after the end."""
@@ -96,6 +98,13 @@ class Journal:
                 self._forget()
         return entry
 
+    def end(self) -> None:
+        """Leave the session, or stay out of it: remove all that is secret, answer nothing more."""
+        with self._locked():
+            if self._here.is_dir() and not (self._here / LAST).exists():
+                self._create(self._here / LAST, Entry(b"", b""))
+                self._forget()
+
     def same(self, stage: str, entry: Entry, request: bytes) -> None:
         """Raises SecondAnswer if `entry` answers another request."""
         if entry.request != request:
@@ -107,17 +116,18 @@ class Journal:
     def _check_open(self) -> None:
         """Raises TooLate if the session has ended."""
         if (self._here / LAST).exists():
-            raise TooLate(f"{self._session} has ended here: its sum was unmasked")
+            raise TooLate(f"{self._session} has ended here")
         newest = max(self._others(), default=(-1, 0))
         if newest > (self._session.round, self._session.attempt):
             raise TooLate(f"{self._session} has ended here: round {newest[0]} has begun")
 
     def _begin(self) -> None:
-        """End older sessions. Raises SecondAnswer where this round is done in another attempt."""
+        """End older sessions. Raises SecondAnswer if a vector may have left in another attempt."""
         others = self._others()
         for (number, _), folder in others.items():
-            if number == self._session.round and (folder / LAST).exists():
-                raise SecondAnswer(f"the sum of round {number} was unmasked in another attempt")
+            sent = any((folder / stage).exists() for stage in _SENT)
+            if number == self._session.round and sent:
+                raise SecondAnswer(f"a vector of round {number} may have left in another attempt")
         self._here.mkdir(mode=0o700, exist_ok=True)
         self._sync(self._run)
         for folder in others.values():
@@ -139,14 +149,8 @@ class Journal:
         self._sync(self._here)
 
     def _create(self, path: Path, entry: Entry) -> None:
-        content = dagcbor.encode(
-            {
-                "format": FORMAT,
-                "request": entry.request,
-                "answer": entry.answer,
-                "state": entry.state,
-            }
-        )
+        fields = {name: getattr(entry, name) for name in _ENTRY}
+        content = dagcbor.encode({"format": FORMAT, "session": self._session.digest, **fields})
         temporary = path.with_name(f"{path.name}.new")  # only one writes: the run is locked
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with open(os.open(temporary, flags, 0o600), "wb") as stream:
@@ -176,15 +180,17 @@ class Journal:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-
-def _parse(data: bytes, path: Path) -> Entry:
-    content, checksum = data[:-_HASH], data[-_HASH:]
-    if hashlib.sha256(content).digest() != checksum:
-        raise JournalError(f"journal {path} is damaged: leave this round out")
-    try:
-        found = dagcbor.decode(content)
-        if found["format"] != FORMAT:
-            raise JournalError(f"journal {path} has the format {found['format']!r:.80}")
-        return Entry(found["request"], found["answer"], found["state"])
-    except (DagCborError, KeyError, TypeError) as error:
-        raise JournalError(f"journal {path} is damaged: {error}") from None
+    def _parse(self, data: bytes, path: Path) -> Entry:
+        content, checksum = data[:-_HASH], data[-_HASH:]
+        if hashlib.sha256(content).digest() != checksum:
+            raise JournalError(f"journal {path} is damaged: leave this round out")
+        try:
+            found = dagcbor.decode(content)
+            if found["format"] != FORMAT:
+                raise JournalError(f"journal {path} has the format {found['format']!r:.80}")
+            session, entry = found["session"], Entry(*(found[name] for name in _ENTRY))
+        except (DagCborError, KeyError, TypeError) as error:
+            raise JournalError(f"journal {path} is damaged: {error}") from None
+        if session != self._session.digest:
+            raise SecondAnswer(f"{self._session} was announced on other terms before")
+        return entry

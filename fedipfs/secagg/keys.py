@@ -21,6 +21,15 @@ KEY = 32  # bytes
 TAG = 16  # bytes that sealing adds
 
 _DOMAIN = b"fedipfs/secagg/v1/"
+# Points of small order on X25519's curve, without the bit that it ignores: 0, 1, -1, the two of
+# order 8, and what else of 255 bits is 0 or 1 modulo p.
+_P = 2**255 - 19
+_ORDER_8 = (
+    0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+)
+_SMALL_ORDER = {0, 1, _P - 1, _P, _P + 1, *_ORDER_8}
+
 _NONCE = bytes(12)  # every key seals one message only
 
 
@@ -43,9 +52,17 @@ class Agreement:
         try:
             return self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
-            raise WrongKeys(
-                f"the key of {owner} is a point of small order: it is nobody's key"
-            ) from None
+            raise weak(owner) from None
+
+
+def is_weak(public: bytes) -> bool:
+    """Whether a public key is of small order: what it agrees on with others is always zero."""
+    return int.from_bytes(public, "little") & (2**255 - 1) in _SMALL_ORDER
+
+
+def weak(owner: str) -> WrongKeys:
+    """The refusal of a weak key."""
+    return WrongKeys(f"the key of {owner} is a point of small order: it is nobody's key")
 
 
 def derive(secret: bytes, use: str, binding: bytes, *names: str) -> bytes:

@@ -70,9 +70,9 @@ class Server:
         self._taken: dict[str, dict[str, Any]] = {stage: {} for stage in _ORDER}
         self._invited: Collection[str] = session.cohort
         self._seen: set[object] = set()  # keys and vectors that somebody has named already
-        self._probe = keys.Agreement(bytes(keys.KEY))  # any key: weak ones agree with all
         self._total = np.zeros(session.parameters.dimension, np.uint32)
         self._shares: dict[str, dict[int, bytes]] = {}  # by owner and point
+        self._result: Result | None = None
 
     @property
     def stage(self) -> str:
@@ -163,6 +163,8 @@ class Server:
         """
         if self.stage != Unmask.stage:
             raise OutOfTurn(f"{self.session} is at {self.stage}: its sum cannot be unmasked yet")
+        if self._result is not None:
+            return self._result
         secrets = self._secrets()
         record = Record(
             session=self.session.to_bytes(),
@@ -173,9 +175,9 @@ class Server:
             seeds=tuple(secrets[name] for name in self._request.survivors),
             mask_keys=tuple(secrets.get(name, NONE) for name in self._request.dropped),
         )
-        total = self._total.copy()
-        record.unmask(self._peers, total)
-        return Result(total, record)
+        record.unmask(self._peers, self._total)
+        self._result = Result(self._total, record)
+        return self._result
 
     def _secrets(self) -> dict[str, bytes]:
         """By name: seeds of survivors, mask keys of those who dropped out."""
@@ -211,7 +213,8 @@ class Server:
 
     def _take_keys(self, message: Advertise) -> None:
         for key in message.keys:
-            self._probe.exchange(key, message.by)
+            if keys.is_weak(key):
+                raise keys.weak(message.by)
         if message.mask_key == message.seal_key or self._seen.intersection(message.keys):
             raise WrongKeys(f"{message.by} shows a key of {self.session} that is there already")
         self._seen.update(message.keys)

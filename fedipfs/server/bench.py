@@ -24,7 +24,9 @@ from fedipfs.exchange import (
 )
 from fedipfs.ipld import CID, DAG_CBOR
 from fedipfs.server import private, secagg
+from fedipfs.server.private import Masking
 from fedipfs.server.settings import cohort_size
+from fedipfs.server.spending import Price
 from fedipfs.store import Store, dag, open_store
 from fedipfs.strategies import STRATEGIES, Brief, Mean, build, required_successes
 
@@ -44,6 +46,8 @@ class Bench:
     model: ArrayRecord  # the model that the first round begins with
     told: list[str]  # what the user is to know before the first round
     warnings: list[str]
+    price: Price | None  # of noised means, see Spending
+    masks: Masking | None  # of clients that add noise, see Federation
 
     @classmethod
     def prepare(cls, config: Mapping[str, Any]) -> Bench:
@@ -97,8 +101,19 @@ class Bench:
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
         least = required_successes(strategy, brief)
-        told += planned.told
-        return cls(config, store, task, dataset, strategy, least, model, told, planned.warnings)
+        return cls(
+            config,
+            store,
+            task,
+            dataset,
+            strategy,
+            least,
+            model,
+            told + planned.told,
+            planned.warnings,
+            planned.price,
+            planned.masks,
+        )
 
     def evaluate(
         self, model: ArrayRecord, config: Mapping[str, Any], result: CID | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp.strategy import Strategy
 
@@ -12,8 +14,15 @@ from fedipfs import tasks
 from fedipfs.data import Dataset
 from fedipfs.errors import ConfigError
 from fedipfs.exchange import from_torch
+from fedipfs.server.spending import Price, by_accountants
 from fedipfs.store import is_shared
 from fedipfs.strategies import Brief
+
+if TYPE_CHECKING:
+    from fedipfs.privacy.plan import Plan
+    from fedipfs.secagg import Parameters as Masks
+
+Masking = Callable[[int, int], "Masks"]
 
 _WEAK = 10.0  # an epsilon beyond says next to nothing: odds may change by e^10, 22 000 times
 
@@ -22,7 +31,9 @@ _WEAK = 10.0  # an epsilon beyond says next to nothing: odds may change by e^10,
 class Privacy:
     """The section `privacy`, complete, the rounds that it allows, and what the user is told.
 
-    `strategy` is the run's as this level of privacy needs it.
+    `strategy` is the run's as this level of privacy needs it; where clients pay, `price` is as
+    OfClients takes it, and `masks` gives the parameters of a session of secure aggregation with
+    noise, by the sizes of cohort and model.
     """
 
     section: dict[str, Any]
@@ -30,6 +41,8 @@ class Privacy:
     strategy: Strategy
     told: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    price: Price | None = None
+    masks: Masking | None = None
 
 
 def task_for(section: Mapping[str, Any], task: tasks.Task) -> tasks.Task:
@@ -54,6 +67,8 @@ def prepare(
             return _dp_sgd(config, dataset, task, strategy, brief)
         case "central":
             return _central(config, task, strategy, brief)
+        case "distributed":
+            return _distributed(config, task, strategy, brief)
     return Privacy(dict(config["privacy"]), config["rounds"], strategy)
 
 
@@ -94,25 +109,16 @@ def _dp_sgd(
         )
     work = plan.work(
         config["train"],
-        rounds=config["rounds"],
         examples=section["examples"],
         sample_rate=section["sample_rate"],
         whole=name == "fedsgd",
         releases=releases,
         metrics_noise_multiplier=section["metrics_noise_multiplier"],
     )
-    planned = plan.plan(
-        work,
-        epsilon_target=section["epsilon"],
-        noise_multiplier=section["noise_multiplier"],
-        delta=section["delta"],
-        accountant=section["accountant"],
+    planned = _planned(
+        section, config["rounds"], work.cost(section["delta"], section["accountant"])
     )
-    section |= {
-        "epsilon": planned.epsilon,
-        "noise_multiplier": planned.noise_multiplier,
-        "sample_rate": work.sample_rate,
-    }
+    section["sample_rate"] = work.sample_rate
     test = dataset.test
     wanted = None if section["clipping"] == "auto" else section["clipping"]
     mode = fitting_mode(task, task.model(), test.inputs, test.targets, mode=wanted)
@@ -143,9 +149,21 @@ def reports_loss(strategy: Strategy) -> bool:
     return hasattr(strategy, "train_loss_key")
 
 
-def is_noised(strategy: Strategy) -> bool:
-    """Whether each round's mean gets noise, which every client pays for."""
-    return hasattr(strategy, "spent")
+def _planned(
+    section: dict[str, Any], rounds: int | None, cost: Callable[[float, int], float]
+) -> Plan:
+    """What the section and the rounds come to, filled in."""
+    from fedipfs.privacy import plan
+
+    planned = plan.plan(
+        cost,
+        rounds=rounds,
+        epsilon_target=section["epsilon"],
+        noise_multiplier=section["noise_multiplier"],
+        delta=section["delta"],
+    )
+    section |= {"epsilon": planned.epsilon, "noise_multiplier": planned.noise_multiplier}
+    return planned
 
 
 def _central(
@@ -160,14 +178,8 @@ def _central(
             "privacy=central puts noise on the mean of the updates, and with seal=none the store "
             "shows each update as it is to everybody; leave seal out"
         )
-    planned = plan.plan(
-        plan.Work(config["rounds"], 1.0, 1),
-        epsilon_target=section["epsilon"],
-        noise_multiplier=section["noise_multiplier"],
-        delta=section["delta"],
-        accountant=section["accountant"],
-    )
-    section |= {"epsilon": planned.epsilon, "noise_multiplier": planned.noise_multiplier}
+    cost = plan.Work(1.0, 1).cost(section["delta"], section["accountant"])
+    planned = _planned(section, config["rounds"], cost)
     own = ("name", "epsilon", "accountant")
     noised = central(strategy, {k: v for k, v in section.items() if k not in own}, brief)
     seen = noised.forecast(
@@ -177,5 +189,68 @@ def _central(
         clients=brief.clients,
         per_round=brief.per_round,
     )
+
+    def price(survivors: list[int]) -> dict[str, float]:
+        spent = [(section["noise_multiplier"], 1.0, len(survivors))]
+        return by_accountants(spent, section["delta"], section["accountant"])
+
     told, warnings = [f"privacy: {seen.text}"], list(seen.warnings)
-    return Privacy(section, planned.rounds, noised, told, warnings)
+    return Privacy(section, planned.rounds, noised, told, warnings, price)
+
+
+def _distributed(
+    config: Mapping[str, Any], task: tasks.Task, strategy: Strategy, brief: Brief
+) -> Privacy:
+    from fedipfs.privacy import masked
+    from fedipfs.privacy.central import drowned
+    from fedipfs.strategies.sensitivity import check_needs_only_mean
+
+    section, delta = dict(config["privacy"]), config["privacy"]["delta"]
+    if config["secagg"]["name"] == "off":
+        raise ConfigError(
+            "privacy=distributed hides each client's update behind the noise of all the others, "
+            "which takes secagg=on; add it, or choose privacy=central"
+        )
+    check_needs_only_mean(strategy)
+    values = float_values(task)
+
+    def masks(noise: float) -> Masks:
+        told = {**section, "noise_multiplier": noise}
+        return masked.masks_for(config["secagg"], told, clients=brief.per_round, values=values)
+
+    def cost(noise: float, rounds: int) -> float:
+        agreed = masks(noise)
+        return masked.epsilon(agreed, [agreed.quorum] * rounds, delta)
+
+    planned = _planned(section, config["rounds"], cost)
+    agreed = masks(planned.noise_multiplier)
+    noise, _ = masked.agreed(agreed)
+    section["scale"] = noise.scale
+    alone = planned.noise_multiplier * math.sqrt(brief.per_round / noise.survivors)
+    told = (
+        f"privacy: client-level, epsilon = {planned.epsilon:.3g} at delta = {delta:g} after "
+        f"{planned.rounds} rounds with {agreed.quorum} survivors each (rdp), whatever the "
+        f"coordinator and {agreed.quorum - noise.survivors} clients together see; noise "
+        f"multiplier {planned.noise_multiplier:.4g} from {noise.survivors} clients, "
+        f"{alone:.4g} if all {brief.per_round} are left"
+    )
+    weak = [f"epsilon = {planned.epsilon:.3g} says next to nothing"] * (planned.epsilon > _WEAK)
+    lost = drowned(alone, planned.rounds, brief.per_round, values)
+
+    def price(survivors: list[int]) -> dict[str, float]:
+        found = masked.epsilon(agreed, [each or agreed.quorum for each in survivors], delta)
+        return {"epsilon": found, "epsilon_rdp": found}
+
+    def session(clients: int, values: int) -> Masks:
+        seed = secrets.token_bytes(32)
+        return masked.masks_for(
+            config["secagg"], section, clients=clients, values=values, seed=seed
+        )
+
+    return Privacy(section, planned.rounds, strategy, [told], weak + lost, price, session)
+
+
+def float_values(task: tasks.Task) -> int:
+    """Values of an update under masks: of all floating-point tensors."""
+    tensors = task.model().state_dict().values()
+    return sum(each.numel() for each in tensors if each.is_floating_point())

@@ -25,13 +25,14 @@ from fedipfs.exchange import (
     stored_cid,
 )
 from fedipfs.ipld import CID
+from fedipfs.secagg import Parameters
 from fedipfs.server import private, records
 from fedipfs.server.asking import Asking
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.records import Update
 from fedipfs.server.secure import Secure, secure_metrics
 from fedipfs.server.selection import Selection
-from fedipfs.server.spending import Spending
+from fedipfs.server.spending import OfClients, OfRecords, Spending
 from fedipfs.strategies import parts, require, save_state, screen, update_in
 from fedipfs.strategies.fedsgd import FedSGD
 from fedipfs.weights.compression import Spec
@@ -78,8 +79,9 @@ class Federation:
     for it, on the server's test set; None leaves that out. With `prefetch`, all nodes are told of
     the new model before it is evaluated. `spending` counts what answers cost in privacy.
     With `secagg`, the section of the configuration, the strategy gets the mean of the updates, and
-    the server sees no single one; `session` then names the run in what clients sign. `on_phase` is
-    told what a round is at.
+    the server sees no single one; `session` then names the run in what clients sign, and `masks`,
+    where clients add noise of their own, gives a cohort's parameters. `on_phase` is told what a
+    round is at.
     """
 
     vault: Vault
@@ -101,12 +103,13 @@ class Federation:
     spending: Spending | None = None
     secagg: Mapping[str, Any] | None = None
     session: str = ""
+    masks: Callable[[int, int], Parameters] | None = None
     on_phase: Callable[[str], None] = lambda text: None
     _edge: CidGrid = field(init=False)
 
     def __post_init__(self) -> None:
         self._screens = bool(getattr(self.strategy, "screens_replies", False))
-        self._noised = private.is_noised(self.strategy)
+        self._noised = isinstance(self.spending, OfClients)
         self._edge = CidGrid(
             self.grid,
             self.vault,
@@ -140,11 +143,12 @@ class Federation:
             self.vault,
             self.session,
             self.secagg,
-            secure_metrics(self.spending is not None),
+            () if self._noised else secure_metrics(self.spending is not None),
             not isinstance(self.strategy, FedSGD),
             self.grid.name_of,
             self.grid.now,
             self.deadline_s,
+            self.masks,
         )
 
     def _told(self) -> dict[str, Any]:
@@ -164,6 +168,8 @@ class Federation:
         model_in = self.model
         self._began_with = model_in.cid
         self.on_phase("training")
+        if isinstance(self.spending, OfClients) and self.asking.secure is not None:
+            self.spending.released()  # who is told the sum learns it as it is unmasked
         answers = self.asking.train(number, self.model)
         replies = answers.replies
         self._count(replies + answers.follow_ups)
@@ -171,7 +177,7 @@ class Federation:
         self.on_phase("aggregating")
         if answers.follow_ups:
             self.strategy.take_follow_ups(answers.follow_ups)  # type: ignore[attr-defined]
-        if self.spending is not None and self._noised:
+        if isinstance(self.spending, OfClients) and self.asking.secure is None:
             self.spending.released()
         aggregate = self._aggregate_own if self._screens else self._aggregate_stock
         if self.asking.secure is not None:
@@ -247,7 +253,7 @@ class Federation:
         )
 
     def _count(self, replies: list[Message]) -> None:
-        if self.spending is not None:
+        if isinstance(self.spending, OfRecords):
             for reply in replies:
                 self.spending.heard(self.grid.name_of(reply.metadata.src_node_id), reply)
 
@@ -306,6 +312,8 @@ class Federation:
         }
         good = [reply for reply in replies if not reply.has_error()]
         require(self.min_successes, len(good), self._names(failures), f"round {number}")
+        if isinstance(self.spending, OfClients):
+            self.spending.survived(len(good))
         updates = [
             Update(self.grid.name_of(node), cid, 1, {}) for node, cid in found.vectors.items()
         ]

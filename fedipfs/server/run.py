@@ -93,6 +93,7 @@ class _Session:
             config["privacy"],
             folder.count("releases"),
             lambda count: folder.write("releases", f"{count}\n"),
+            bench.price,
         )
         self.keeper = Keeper(
             self.store,
@@ -252,6 +253,7 @@ class _Session:
             spending=self.spending,
             secagg=config["secagg"],
             session=self._session(),
+            masks=bench.masks,
             on_phase=progress.phase,
         )
         if config["evaluate"]["server"]:

@@ -277,6 +277,13 @@ _PRIVACY: dict[str, dict[str, Callable[[dict[str, Any], str], None]]] = {
         "reproducible": _yes_or_no,
         "ledger": lambda section, key: _text(section, key, "privacy."),
     },
+    "distributed": {
+        "epsilon": _EPSILON,
+        "noise_multiplier": _NOISE,
+        "clip_norm": _NORM,
+        "delta": _DELTA,
+        "scale": _NORM,
+    },
     "central": {
         "epsilon": _EPSILON,
         "noise_multiplier": _NOISE,

@@ -7,6 +7,7 @@ knows more (other runs, answers that were lost), and is what holds it to its bud
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,34 +17,83 @@ from fedipfs.errors import one_line
 from fedipfs.privacy import noise
 
 OnRelease = Callable[[int], None]
+Price = Callable[[list[int]], dict[str, float]]
 RECORD = "privacy"  # the key of what an answer says of its own privacy
+
 _MOST_STEPS = 10_000_000  # of one mechanism: what accounting takes
 _LONGEST = 160  # characters of what a client says
+_KEPT = ("name", "delta", "accountant")  # of the section, for records
+_TOLD = (*_KEPT, "noise_multiplier", "clip_norm", "sample_rate")  # and for the summary
 
 
-class Spending:
-    """Keeps count over rounds; `section` is the run's `privacy`, complete.
+class Spending(ABC):
+    """Keeps count over rounds; `section` is the run's `privacy`, complete."""
 
-    `on_release` is told, before a noised mean is made, how many were begun: what a process that
-    was killed had begun counts as spent. `started` is what it was told last.
-    """
+    unit: str
 
-    def __init__(self, section: Mapping[str, Any], started: int, on_release: OnRelease) -> None:
+    def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
-        self._started, self._on_release = started, on_release
-        self._spent: dict[str, list[list[Any]]] = {}  # whose -> events, those alike summed
-        self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
-        self._noise = {noise.SECRET} if section["name"] != "dp_sgd" else set()
-        self._take_up()
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], started: int, on_release: OnRelease) -> Spending | None:
-        """None where there is nothing to count."""
-        return None if section["name"] == "none" else cls(section, started, on_release)
+    def of(
+        cls,
+        section: Mapping[str, Any],
+        started: int = 0,
+        on_release: OnRelease = lambda count: None,
+        price: Price | None = None,
+    ) -> Spending | None:
+        """What fits the level of privacy; None where there is nothing to count. See OfClients."""
+        if section["name"] == "none":
+            return None
+        return (
+            OfRecords(section) if price is None else OfClients(section, started, on_release, price)
+        )
+
+    @abstractmethod
+    def close(self) -> dict[str, Any]:
+        """What the round's record says: all that was spent so far, and what it comes to."""
+
+    @abstractmethod
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Go on from what `close` gave."""
+
+    @abstractmethod
+    def cost(self) -> dict[str, float]:
+        """`epsilon` so far, by the accountant that counts, and `epsilon_NAME` by each."""
+
+    @abstractmethod
+    def noise(self) -> str:
+        """Whose noise it was."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's summary says."""
+        section = self._section
+        return {
+            "unit": self.unit,
+            **{key: section[key] for key in _TOLD if key in section},
+            "planned_epsilon": section["epsilon"],
+            **self.cost(),
+            "noise": self.noise(),
+        }
+
+    def _head(self) -> dict[str, Any]:
+        return {key: self._section[key] for key in _KEPT if key in self._section}
+
+
+class OfRecords(Spending):
+    """What each client's records have paid for what arrived here."""
+
+    unit = "record"
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        super().__init__(section)
+        self._spent: dict[str, list[list[Any]]] = {}  # client -> events, those alike summed
+        self._notes: dict[str, dict[str, Any]] = {}  # client -> what it says in this round
+        self._noise: set[str] = set()
 
     def heard(self, client: str, reply: Message) -> None:
         """Take in what an answer says it cost."""
-        if reply.has_error() or self._section["name"] != "dp_sgd":
+        if reply.has_error():
             return
         record = reply.content.get(RECORD)
         said = dict(record) if isinstance(record, ConfigRecord) else {}
@@ -57,56 +107,26 @@ class Spending:
         self._notes.setdefault(client, {}).update(notes)
         self._noise |= {notes["noise"]} if "noise" in notes else set()
 
-    def released(self) -> None:
-        """Take in that a round's noised mean is about to be made: all clients pay alike."""
-        self._add("", [self._section["noise_multiplier"], 1.0, 1])
-        self._on_release(sum(steps for *_, steps in self._spent[""]))
-
     def close(self) -> dict[str, Any]:
-        """What the round's record says: all events so far, what they come to, and the notes."""
         notes, self._notes = self._notes, {}
-        section = {key: self._section[key] for key in ("name", "delta", "accountant")}
-        if self._section["name"] == "central":
-            return {**section, "events": self._spent.get("", []), **self._cost("")}
         clients = {
-            name: {"events": events, **self._cost(name), **notes.get(name, {})}
+            name: {"events": events, **self._cost(events), **notes.get(name, {})}
             for name, events in sorted(self._spent.items())
         }
-        return {**section, "clients": clients, **self._most()}
+        return {**self._head(), "clients": clients, **self.cost()}
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Go on from what `close` gave."""
-        if "clients" in record:
-            known = {name: each["events"] for name, each in record["clients"].items()}
-            said = (each.get("noise") for each in record["clients"].values())
-            self._noise |= {text for text in said if text}
-        else:
-            known = {"": record["events"]}
-        self._spent = {name: [list(event) for event in events] for name, events in known.items()}
-        if "clients" not in record:
-            self._take_up()
+        for name, each in record["clients"].items():
+            self._spent[name] = [list(event) for event in each["events"]]
+            self._noise |= {each["noise"]} if "noise" in each else set()
 
-    def _take_up(self) -> None:
-        """Count what was begun and is in no record."""
-        counted = sum(steps for *_, steps in self._spent.get("", []))
-        if counted < self._started:
-            self._add("", [self._section["noise_multiplier"], 1.0, self._started - counted])
+    def cost(self) -> dict[str, float]:
+        costs = [self._cost(events) for events in self._spent.values()] or [self._cost([])]
+        return {key: max(cost[key] for cost in costs) for key in costs[0]}
 
-    def summary(self) -> dict[str, Any]:
-        """What the run's summary says."""
-        section = self._section
-        kept = ("name", "delta", "accountant", "noise_multiplier", "clip_norm", "sample_rate")
-        cost = self._cost("") if section["name"] == "central" else self._most()
-        found = {key: section[key] for key in kept if key in section}
-        unit = "client" if section["name"] == "central" else "record"
+    def noise(self) -> str:
         made = "; ".join(sorted(self._noise)) or "none so far"
-        return {
-            "unit": unit,
-            **found,
-            "planned_epsilon": section["epsilon"],
-            **cost,
-            "noise": f"{made}; as floating-point numbers (their last bits are not hidden)",
-        }
+        return f"{made}; {noise.FLOATS}"
 
     def _events(self, values: Any) -> Iterable[list[Any]]:
         """Those of the triples (noise multiplier, sampling rate, steps) that this run can have.
@@ -123,24 +143,76 @@ class Spending:
             if mechanism in (own, metrics) and type(steps) in (int, float) and steps >= 1:
                 yield [*map(float, mechanism), math.floor(min(steps, _MOST_STEPS))]
 
-    def _add(self, whose: str, event: list[Any]) -> None:
+    def _add(self, client: str, event: list[Any]) -> None:
         multiplier, rate, steps = event
-        known = self._spent.setdefault(whose, [])
+        known = self._spent.setdefault(client, [])
         for each in known:
             if each[:2] == [multiplier, rate]:
                 each[2] = min(each[2] + steps, _MOST_STEPS)
                 return
         known.append([multiplier, rate, steps])
 
-    def _cost(self, whose: str) -> dict[str, float]:
-        """Epsilon of all so far, by the accountant that counts, and the other as a check."""
-        from fedipfs.privacy.accounting import ACCOUNTANTS, epsilon
+    def _cost(self, events: list[list[Any]]) -> dict[str, float]:
+        return by_accountants(
+            [tuple(event) for event in events], self._section["delta"], self._section["accountant"]
+        )
 
-        history = [tuple(event) for event in self._spent.get(whose, [])]
-        found = {name: epsilon(history, self._section["delta"], name) for name in ACCOUNTANTS}
-        by = {f"epsilon_{name}": value for name, value in found.items()}
-        return {"epsilon": found[self._section["accountant"]], **by}
 
-    def _most(self) -> dict[str, float]:
-        costs = [self._cost(name) for name in self._spent] or [self._cost("")]
-        return {key: max(cost[key] for cost in costs) for key in costs[0]}
+class OfClients(Spending):
+    """What all clients alike have paid for the noised means that were made.
+
+    `price` says what rounds with so many survivors each cost; 0 stands for a round that nobody
+    knows the survivors of. `on_release` is told, before a mean is made, how many were begun: what a
+    process that was killed had begun counts as spent. `started` is what it was told last.
+    """
+
+    unit = "client"
+
+    def __init__(
+        self, section: Mapping[str, Any], started: int, on_release: OnRelease, price: Price
+    ) -> None:
+        super().__init__(section)
+        self._started, self._on_release, self._price = started, on_release, price
+        self._survivors: list[int] = []
+        self._take_up()
+
+    def released(self) -> None:
+        """Take in that a round's noised mean is about to be made."""
+        self._survivors.append(0)
+        self._on_release(len(self._survivors))
+
+    def survived(self, count: int) -> None:
+        """Take in how many clients are in the mean that was made last."""
+        self._survivors[-1] = count
+
+    def close(self) -> dict[str, Any]:
+        return {**self._head(), "survivors": list(self._survivors), **self.cost()}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        self._survivors = list(record["survivors"])
+        self._take_up()
+
+    def cost(self) -> dict[str, float]:
+        return self._price(self._survivors)
+
+    def noise(self) -> str:
+        if self._section["name"] == "distributed":
+            return f"{noise.SECRET} of each client; integers"
+        return f"{noise.SECRET}; {noise.FLOATS}"
+
+    def _take_up(self) -> None:
+        """Count what was begun and is in no record."""
+        self._survivors += [0] * (self._started - len(self._survivors))
+
+
+def by_accountants(
+    history: list[tuple[Any, ...]], delta: float, accountant: str
+) -> dict[str, float]:
+    """`epsilon` by the accountant that counts, and `epsilon_NAME` by each."""
+    from fedipfs.privacy.accounting import ACCOUNTANTS, epsilon
+
+    found = {name: epsilon(history, delta, name) for name in ACCOUNTANTS}
+    return {
+        "epsilon": found[accountant],
+        **{f"epsilon_{name}": value for name, value in found.items()},
+    }

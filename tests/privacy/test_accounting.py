@@ -138,8 +138,8 @@ def test_the_curve_is_the_divergence(sigma, q, order):
 
 
 mechanisms = st.tuples(
-    st.floats(0.3, 50).map(lambda x: round(x, 2)),
-    st.one_of(st.just(1.0), st.floats(1e-4, 0.9).map(lambda x: round(x, 4))),
+    st.sampled_from([0.4, 0.7, 1.0, 1.1, 3.0, 8.0]),
+    st.sampled_from([0.001, 0.01, 0.02, 0.3, 1.0]),
 )
 histories = st.lists(st.tuples(mechanisms, st.integers(0, 3000)), max_size=3).map(
     lambda items: [(*mechanism, steps) for mechanism, steps in items]
@@ -213,7 +213,7 @@ def test_extremes_have_an_answer(accountant):
 
 
 @settings(deadline=None, max_examples=15, phases=[Phase.explicit, Phase.generate])
-@given(histories, mechanisms, st.floats(0.05, 20), accountants)
+@given(histories, mechanisms, st.floats(0.05, 8), accountants)
 def test_most_steps_is_where_epsilon_passes(history, mechanism, cap, accountant):
     steps = most_steps(history, *mechanism, epsilon=cap, delta=1e-5, accountant=accountant)
 
@@ -228,7 +228,7 @@ def test_most_steps_is_where_epsilon_passes(history, mechanism, cap, accountant)
 
 
 @settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])
-@given(histories, mechanisms, st.integers(1, 3000), st.floats(0.05, 20), accountants)
+@given(histories, mechanisms, st.integers(1, 3000), st.floats(0.5, 8), accountants)
 def test_the_noise_that_is_found_is_enough_and_hardly_more(
     history, mechanism, steps, target, accountant
 ):

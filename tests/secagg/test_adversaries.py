@@ -79,7 +79,7 @@ def test_a_round_is_not_announced_again_on_other_terms(world):
     asked = world()
     asked.client("a00").advertise()
     lowered = replace(asked.session, parameters=Parameters.choose(5, 40, clip=0.5))
-    with pytest.raises(SecondAnswer, match="advertise of round 1 of run is answered already"):
+    with pytest.raises(SecondAnswer, match="round 1 of run was announced on other terms before"):
         asked.client("a00", session=lowered).advertise()
 
 
@@ -268,6 +268,7 @@ def test_a_second_masked_in_a_round(world):
     asked = world().until("mask")
     first = asked.client("a02").mask(asked.deliveries["a02"], asked.vectors["a02"], asked.put)
     other = np.zeros_like(asked.vectors["a02"])
+    assert asked.client("a02").masked(asked.deliveries["a02"]) == first
     assert asked.client("a02").mask(asked.deliveries["a02"], other, asked.put) == first
     assert not other.any() and len(asked.store) == 1
     fewer = replace(asked.deliveries["a02"], sharers=("a00", "a01", "a02", "a03"))
@@ -312,6 +313,11 @@ def test_a_vector_that_is_anothers_or_no_vector(world):
     with pytest.raises(WrongVector, match="40 uint32 expected, not float32"):
         bad = np.zeros(40, np.float32)
         asked.client("a02").mask(asked.deliveries["a02"], bad, asked.put)
+    fixed = np.zeros(40, np.uint32)
+    fixed.flags.writeable = False
+    for bad in (fixed, np.zeros(80, np.uint32)[::2]):
+        with pytest.raises(WrongVector, match="must be contiguous and writable"):
+            asked.client("a02").mask(asked.deliveries["a02"], bad, asked.put)
 
 
 def test_a_late_vector(world):
@@ -420,22 +426,44 @@ def test_two_answers_to_unmask(world):
 
 
 def test_the_other_share_in_another_attempt(world):
-    asked = world()
-    asked.play()
+    asked = world().until("mask")
     again = replace(asked.session, attempt=1)
-    with pytest.raises(SecondAnswer, match="the sum of round 1 was unmasked in another attempt"):
+    asked.mask()
+    for play in (asked.confirm, asked.unmask):
+        with pytest.raises(SecondAnswer, match="a vector of round 1 may have left in another"):
+            asked.client("a00", session=again).advertise()
+        play()
+    with pytest.raises(SecondAnswer, match="a vector of round 1 may have left in another"):
         asked.client("a00", session=again).advertise()
-    with pytest.raises(TooLate, match="its sum was unmasked"):
+    with pytest.raises(TooLate, match="has ended here"):
         asked.client("a00").share(asked.roster)
 
 
 def test_an_attempt_ends_the_one_before(world):
-    asked = world().until("unmask")
+    asked = world().until("mask")
     again = replace(asked.session, attempt=1)
     asked.client("a00", session=again).advertise()
-    for ask in (asked.client("a00").advertise, lambda: asked.client("a00").unmask(asked.request)):
+    client, delivery = asked.client("a00"), asked.deliveries["a00"]
+    for ask in (client.advertise, lambda: client.mask(delivery, asked.vectors["a00"], asked.put)):
         with pytest.raises(TooLate, match="has ended here: round 1 has begun"):
             ask()
+    assert not asked.store
+
+
+@pytest.mark.parametrize("stage", ["share", "mask", "confirm", "unmask"])
+def test_other_terms_halfway(world, stage):
+    # A lower quorum, say, that only the last message tells of.
+    asked = world(clients=10, threshold=8).until(stage)
+    terms = replace(asked.session.parameters, quorum=8, threshold=7, dropouts=1)
+    lowered = asked.client("a00", session=replace(asked.session, parameters=terms))
+    ask = {
+        "share": lambda: lowered.share(asked.roster),
+        "mask": lambda: lowered.mask(asked.deliveries["a00"], asked.vectors["a00"], asked.put),
+        "confirm": lambda: lowered.confirm(asked.survivors),
+        "unmask": lambda: lowered.unmask(asked.request),
+    }
+    with pytest.raises(SecondAnswer, match="was announced on other terms before"):
+        ask[stage]()
 
 
 def test_a_round_ends_the_ones_before(world):

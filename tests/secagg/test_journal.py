@@ -111,7 +111,7 @@ def test_the_last_answer_leaves_nothing_secret(journal, tmp_path):
     assert [name.split("/")[-1] for name in files(tmp_path / "journal")] == ["unmask", "lock"]
     assert journal.need("unmask") == last
     for stage in STAGES[:-1]:
-        with pytest.raises(TooLate, match="its sum was unmasked"):
+        with pytest.raises(TooLate, match="round 2 of run has ended here"):
             journal.need(stage)
         with pytest.raises(TooLate):
             journal.write(stage, FIRST)
@@ -137,12 +137,26 @@ def test_attempts(tmp_path):
     at(1).write("advertise", FIRST)
     with pytest.raises(TooLate):
         at(0).write("advertise", FIRST)
-    at(1).write("unmask", FIRST)
-    for attempt in (2, 3):
-        with pytest.raises(SecondAnswer, match="round 2 was unmasked in another attempt"):
-            at(attempt).write("advertise", FIRST)
+    for stage in ("mask", "unmask"):
+        at(1).write(stage, FIRST)
+        with pytest.raises(SecondAnswer, match="round 2 may have left in another attempt"):
+            at(2).write("advertise", FIRST)
     at(0, round=3).write("advertise", FIRST)
     assert len(files(tmp_path)) == 2
+
+
+def test_a_client_that_leaves(journal, tmp_path):
+    journal.end()  # of what has not begun there is nothing
+    for stage in STAGES[:3]:
+        journal.write(stage, FIRST)
+    journal.end()
+    journal.end()
+    assert [name.split("/")[-1] for name in files(tmp_path / "journal")] == ["unmask", "lock"]
+    for stage in STAGES[:-1]:
+        with pytest.raises(TooLate):
+            journal.write(stage, FIRST)
+    with pytest.raises(SecondAnswer):
+        journal.write("unmask", FIRST)
 
 
 def test_runs_do_not_meet(journal, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedipfs.errors import SecAggFailed, TooLate
-from fedipfs.secagg import Record
+from fedipfs.secagg import Masked, Record, Survivors
 
 STAGES = ("advertise", "share", "mask", "confirm", "unmask")
 
@@ -134,3 +134,39 @@ def test_a_record_gives_the_sum_to_an_auditor(world, stage):
     total = record.audit(played.verify, played.store.__getitem__)
     np.testing.assert_array_equal(total, result.total)
     assert record.dropped == (("a03", "a05") if stage == "mask" else ())
+
+
+def test_a_k_regular_graph(world):
+    # 48 clients of whom 5 drop out at various stages.
+    options = {"complete": False, "colluders": 0.05, "dropouts": 0.15}
+    played = world(clients=48, values=20, **options)
+    parameters = played.session.parameters
+    assert parameters.neighbours < 30 and not parameters.complete
+    gone = {"advertise": ["a03"], "share": ["a11"], "mask": ["a12", "a30"], "unmask": ["a40"]}
+    result = played.play(**gone)
+    lost = {"a03", "a11", "a12", "a30"}
+    check(played, result, [name for name in played.names if name not in lost])
+    assert result.record.dropped == ("a12", "a30")
+    total = result.record.audit(played.verify, played.store.__getitem__)
+    np.testing.assert_array_equal(total, result.total)
+
+
+def test_survivors_of_a_k_regular_graph_who_share_no_masks(world):
+    # Two gaps of k/2 on the ring part it; whoever sees that refuses.
+    played = world(clients=30, values=4, complete=False, colluders=0.04, dropouts=0.1)
+    played.until("mask")
+    graph = played.server._peers._graph
+    gap = graph.neighbours // 2
+    ring = [played.names[place] for place in graph._ring]
+    gone = ring[:gap] + ring[15 : 15 + gap]
+    assert len(played.names) - len(gone) >= played.session.parameters.quorum
+    for name in played.names:
+        if name not in gone:
+            vector = played.vectors[name].copy()
+            message = played.client(name).mask(played.deliveries[name], vector, played.put)
+            played.server.take(message, vector)
+    with pytest.raises(SecAggFailed, match="fall into groups that share no masks"):
+        played.server.close_masked()
+    seen = Survivors(tuple(played.server._answers(Masked)))
+    with pytest.raises(SecAggFailed, match=r"fall into groups|hold shares"):
+        played.client(ring[gap]).confirm(seen)
