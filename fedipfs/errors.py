@@ -41,7 +41,7 @@
     │   ├── SignerUnknown             nobody in the trust list, or not in that role
     │   ├── SignerExpired             outside the dates of the trust list
     │   └── SignerRevoked
-    ├── SecAggRefused                 3: what an honest party to secure aggregation never asks or says
+    ├── SecAggRefused                 3: what no honest party to secure aggregation asks or says
     │   ├── BelowFloor                parameters weaker than a site permits, or not those it pinned
     │   ├── WrongSession              a session that does not fit what a client is asked to do
     │   ├── NotInCohort               from, or to, somebody whom the session does not name

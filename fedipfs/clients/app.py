@@ -12,7 +12,8 @@ What a train message's "config" record says:
 - `personal`: patterns of the tensors that stay here; what came in is answered in their place;
 - `task-options`: a JSON object, the options of another architecture for the same task;
 - under privacy `run`, what the site's ledger calls the run (see private.py), and `loss`: answer
-  also the loss of the model that came.
+  also the loss of the model that came;
+- under secure aggregation, in messages of the type `train.secagg`, what stages.py names.
 
 An evaluate message has the first two, `personal` and `task-options`, or `ensemble`, the CID of
 the ensemble that it asks about, and then no arrays; of several messages to a client only those to
@@ -34,6 +35,7 @@ from flwr.clientapp import ClientApp
 from fedipfs import data, tasks
 from fedipfs.clients import personal, private, secure
 from fedipfs.clients.control import Control
+from fedipfs.clients.demands import Demands
 from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
@@ -56,6 +58,11 @@ app = ClientApp(mods=[cid_mod])
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the model that came in on this client's examples."""
+    Demands.of(context.node_config).refuse_plain("an update")
+    return Message(_trained(message, context), reply_to=message)
+
+
+def _trained(message: Message, context: Context) -> RecordDict:
     site, ask = _site(message, context), _ask(message)
     guard = site.guard(message, context)
     examples, held_out = site.examples(context)
@@ -109,14 +116,16 @@ def train(message: Message, context: Context) -> Message:
     content["metrics"] = MetricRecord(dict(metrics))
     if guard:
         content[private.RECORD] = guard.record()
-    return Message(content, reply_to=message)
+    return content
 
 
 @app.train("secagg")
 def train_masked(message: Message, context: Context) -> Message:
     """As `train`, but what leaves is masked: the stage MASKED of secure aggregation."""
-    trained = train(message, context)
-    return Message(secure.masked(message, context, trained.content), reply_to=message)
+    is_private = _site(message, context).is_private
+    return secure.masked(
+        message, context, private=is_private, train=lambda: _trained(message, context)
+    )
 
 
 @app.query("secagg")
@@ -128,6 +137,7 @@ def secagg(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the model that came in on the examples this client holds out."""
+    Demands.of(context.node_config).refuse_plain("what a model achieves here")
     site = _site(message, context)
     guard = site.guard(message, context)
     _, held_out = site.examples(context)
@@ -144,21 +154,21 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("capabilities")
 def capabilities(message: Message, context: Context) -> Message:
-    """What this node has to offer, for the choice of a cohort; see clients.requires."""
+    """What this node has to offer, for the choice of a cohort; see clients.requires.
+
+    How many examples it has, a site does not tell whose updates leave under masks only.
+    """
     site = _site(message, context)
-    if site.is_private:
-        examples = int(site.config["privacy"]["examples"])
-    else:
+    offers: dict[str, bool | int] = {
+        "gpu": torch.cuda.is_available(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    if not site.is_private:
         private.require_none(context, lambda: site.fingerprint(context))
-        examples = sum(map(len, site.examples(context)))
-    record = ConfigRecord(
-        {
-            "gpu": torch.cuda.is_available(),
-            "cores": len(os.sched_getaffinity(0)),
-            "examples": examples,
-        }
-    )
-    return Message(RecordDict({"capabilities": record}), reply_to=message)
+    if not Demands.of(context.node_config).required:
+        known = site.config["privacy"]["examples"] if site.is_private else None
+        offers["examples"] = int(known or sum(map(len, site.examples(context))))
+    return Message(RecordDict({"capabilities": ConfigRecord({**offers})}), reply_to=message)
 
 
 class Site(NamedTuple):

@@ -9,6 +9,8 @@ import numpy as np
 from fedipfs.exchange.arrays import StoredArrays, specs_of
 from fedipfs.weights import TensorSpec, is_float
 
+_PIECE = 1 << 17  # values
+
 
 def flat_specs(base: StoredArrays) -> list[TensorSpec]:
     """The tensors that are in the vector, in canonical order; integers are not."""
@@ -45,13 +47,20 @@ def moved_by(base: StoredArrays, vector: np.ndarray, *, relative: bool = True) -
     specs = specs_of(base)
 
     def tensor(name: str) -> np.ndarray:
-        known, spec = base.weights.tensor(name), specs[name]
-        if name not in places:
-            return known
-        values = vector[places[name]].astype(np.float64).reshape(spec.shape)
-        if relative:
-            values += known
-        return values.astype(spec.numpy_dtype)
+        values = base.weights.tensor(name)
+        if name in places:
+            _move(values.reshape(-1), vector[places[name]], relative)
+        return values
 
     cid = base.vault.put_weights(specs.values(), tensor)
     return StoredArrays(base.vault, base.vault.weights(cid), list(base), base.order, base=base)
+
+
+def _move(values: np.ndarray, by: np.ndarray, relative: bool) -> None:
+    """Add in float64, or replace, in place: so piece by piece, without a copy of a large tensor."""
+    for start in range(0, len(values), _PIECE):
+        part = slice(start, start + _PIECE)
+        moved = by[part].astype(np.float64)
+        if relative:
+            moved += values[part]
+        values[part] = moved.astype(values.dtype)

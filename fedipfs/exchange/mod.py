@@ -51,8 +51,8 @@ def cid_mod(
     crossed = message.content
     message.content = exchange.swap_in(crossed, expected=expected)
     answers = Answers(asked_of(crossed), message.content, context)
-    signed = stamp is not None and reader is not None and exchange.vault.party is not None
-    token = _asked.set(Asked(stamp, reader) if signed else None)  # type: ignore[arg-type]
+    signed = Asked(stamp, reader) if stamp and reader and exchange.vault.party else None
+    token = _asked.set(signed)
     try:
         if message.metadata.message_type == PREFETCH:
             reply = Message(RecordDict(), reply_to=message)

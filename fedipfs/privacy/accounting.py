@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Integral, Real
 
+from scipy.optimize import brentq
+
 from fedipfs.errors import ConfigError
 from fedipfs.privacy import prv, rdp
 from fedipfs.privacy.rdp import Event
@@ -35,8 +37,8 @@ History = tuple[Event, ...]
 ACCOUNTANTS = ("prv", "rdp")
 MOST_STEPS = 10_000_000  # of one mechanism
 
-_LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6
-_PRECISION = 1e-3  # of a noise multiplier that is looked for, relative
+_LEAST_LOG, _MOST_LOG = -5.0, 14.0  # of a noise multiplier that is looked for
+_PRECISION = 1e-3  # of the same logarithm
 
 
 def merged(history: Iterable[tuple[float, float, int]]) -> History:
@@ -131,35 +133,38 @@ def noise_multiplier_for(
 ) -> float:
     """The least noise multiplier with which `steps` more steps keep `epsilon` after `history`.
 
-    To 1e-3 of itself, and such that `epsilon` above accepts it; not below 0.01. Raises ConfigError
-    when no noise multiplier up to a million is enough, and as `epsilon` does.
+    To 1e-3 of itself, and such that `epsilon` above accepts it; none below exp(-5) is looked for.
+    Raises ConfigError when none up to a million is enough, and as `epsilon` does.
     """
     _check_target(delta, accountant, epsilon)
     _check_mechanism(1.0, sample_rate)
     _check_steps(steps)
     before = merged(history)
 
-    def fits(noise_multiplier: float) -> bool:
-        after = merged((*before, (noise_multiplier, sample_rate, steps)))
-        return _epsilon(after, float(delta), accountant) <= epsilon
+    def excess(exponent: float) -> float:
+        after = merged((*before, (math.exp(exponent), sample_rate, steps)))
+        spent = _epsilon(after, float(delta), accountant)
+        return math.log(max(spent, 1e-9) / epsilon)
 
-    high = 1.0
-    while not fits(high):
-        high *= 2
-        if high > _MOST_NOISE:
+    high = 0.0
+    while excess(high) > 0:
+        high += 1
+        if high > _MOST_LOG:
             spent = _epsilon(before, float(delta), accountant)
             raise ConfigError(
                 f"no noise keeps epsilon at {epsilon:g} for {steps} steps at sample rate "
                 f"{sample_rate:g} after a history that has spent {spent:.3g}; raise epsilon, or "
                 f"train for fewer steps"
             )
-    low = high / 2
-    while low > _LEAST_NOISE and fits(low):
-        low, high = low / 2, low
-    while high / low > 1 + _PRECISION:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    low = high - 1
+    while low > _LEAST_LOG and excess(low) <= 0:
+        low, high = low - 1, low
+    if excess(low) <= 0:
+        return math.exp(low)
+    found = float(brentq(excess, low, high, xtol=_PRECISION / 4))
+    while excess(found) > 0:
+        found += _PRECISION / 4
+    return math.exp(found)
 
 
 def _check_mechanism(noise_multiplier: float, sample_rate: float) -> None:

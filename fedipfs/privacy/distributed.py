@@ -73,13 +73,13 @@ class Parameters:
             raise ConfigError(
                 f"survivors {self.survivors}: not from 1 to the cohort of {self.cohort} clients"
             )
-        if self.variance / self.survivors > skellam.MOST_VARIANCE:
+        if not self.variance / self.survivors <= skellam.MOST_VARIANCE:
             raise ConfigError(
                 f"scale {self.scale:g}: a client's noise would have a variance of "
                 f"{self.variance / self.survivors:.3g}, and {skellam.MOST_VARIANCE:.3g} is the "
                 f"most; leave scale to be chosen, or lower noise_multiplier"
             )
-        if self.largest >= 2 ** (BITS - 1):
+        if not self.largest < 2 ** (BITS - 1):
             raise ConfigError(
                 f"scale {self.scale:g}: a sum of {self.cohort} clients may reach "
                 f"{self.largest:.3g} and wrap around modulo 2^{BITS}; leave scale to be chosen, "
@@ -140,7 +140,8 @@ class Parameters:
     @property
     def variance(self) -> float:
         """Of the noise of each value of the sum, in squared steps, when `survivors` add theirs."""
-        return (self.scale * self.noise_multiplier * self.clip) ** 2
+        deviation = self.scale * self.noise_multiplier * self.clip
+        return deviation * deviation
 
     @property
     def largest(self) -> float:
@@ -161,7 +162,7 @@ class Parameters:
 
 def _bound(norm: float, size: int) -> float:
     """L2 norm after stochastic rounding: Kairouz et al. 2021, theorem 1, with beta = exp(-1/2)."""
-    return math.sqrt(norm**2 + size / 4 + math.sqrt(2 * _RETRY) * (norm + math.sqrt(size) / 2))
+    return math.sqrt(norm * norm + size / 4 + math.sqrt(2 * _RETRY) * (norm + math.sqrt(size) / 2))
 
 
 def encode(

@@ -1,10 +1,10 @@
 """Privacy loss random variables, composed by FFT: the tight epsilon of a history.
 
 A step's privacy loss is L = log(P(x) / Q(x)) for x from P, with P = (1 - q) N(0, s^2) + q N(1, s^2)
-the release with a record and Q = N(0, s^2) the one without: removing a record is the direction that
-costs more. Losses of independent steps add, so their distributions convolve (Koskela et al. 2020,
-"Computing Tight Differential Privacy Guarantees Using FFT"; Gopi et al. 2021, "Numerical
-Composition of Differential Privacy").
+the release with a record and Q = N(0, s^2) the one without. (To add a record, which exchanges P and
+Q, has cost less wherever it was tried; Opacus does not look at it either.) Losses of independent
+steps add, so their distributions convolve (Koskela et al. 2020, "Computing Tight Differential
+Privacy Guarantees Using FFT"; Gopi et al. 2021, "Numerical Composition of Differential Privacy").
 
 Opacus' PRVAccountant rounds each loss to the nearest point of a grid and adds the error that this
 may make to its answer: for 1e-3 in epsilon it takes seconds at 1000 steps and 1.5e8 points at 1e5.
@@ -59,7 +59,8 @@ def epsilon(history: tuple[Event, ...], delta: float) -> float:
         log_mass += event.steps * math.log(mass)
         beyond += event.steps * lost
     tilted = np.roll(irfft(spectrum, grid.points), -(grid.lowest % grid.points))
-    return _solved(tilted, grid, tilt, log_mass, delta * (1 - 2 * _TAIL) - beyond)
+    target = delta * (1 - 2 * _TAIL) - beyond  # once for the grid's end, once for rounding errors
+    return _solved(tilted, grid, tilt, log_mass, target)
 
 
 def _grid(divergences: np.ndarray, steps: int, epsilon: float, order: float, tail: float) -> _Grid:
@@ -78,7 +79,8 @@ def _grid(divergences: np.ndarray, steps: int, epsilon: float, order: float, tai
         # as far as epsilon would never make the answer too small, but larger than it need be.
         above = alpha > order
         again = (moments - (alpha - 1) * epsilon / 2 + far)[above] / (alpha - order)[above]
-        width = max(width, float(again.min(initial=np.inf)) if above.any() else width)
+        if above.any():
+            width = max(width, float(again.min()))
         points = math.ceil(width / step) + 2
         if points <= _POINTS:
             return _Grid(step, math.floor(lowest / step), next_fast_len(points, real=True))
@@ -86,7 +88,7 @@ def _grid(divergences: np.ndarray, steps: int, epsilon: float, order: float, tai
 
 
 def _discretized(event: Event, step: float, tail: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Indices of grid points (int64), P's mass at each, and P's mass beyond the last: `tail`."""
+    """Indices of grid points (int64), P's mass at each, and beyond the last: hardly over `tail`."""
     sigma, q = event.noise_multiplier, event.sample_rate
     least = sigma * ndtri(tail)
     most = max(-sigma * ndtri(tail / 2), 1 - sigma * ndtri(min(0.5, tail / (2 * q))))

@@ -4,6 +4,11 @@ The k-regular graph is that of SecAgg+ (Bell et al. 2020, "Secure Single-Server 
 (Poly)Logarithmic Overhead", section 3): Harary's graph on a random permutation of all clients. They
 stand in a ring and everyone's neighbours are the k/2 next on either side. The permutation comes
 from a seed that all advertised keys went into.
+
+What k-regular graphs do not withstand: a coordinator who chooses who drops out can cut the ring
+with the help of colluders in the right places, and see the sum of every part, in which everyone
+has t holders of shares left; and one with colluders can try many of their keys, for a seed that
+puts them there. Whoever fears that takes the complete graph, which is possible for any number.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ STAGES = ("advertise", "share", "mask", "masked", "confirm", "unmask")
 LAST = STAGES[-1]
 
 _HASH = 32
+_SESSION = re.compile(r"([0-9]+)\.([0-9]+)")  # a folder's name: round and attempt
 _ENTRY = ("request", "answer", "state")
 _SENT = ("mask", LAST)  # after these a vector may have left
 
@@ -128,8 +130,7 @@ class Journal:
             sent = any((folder / stage).exists() for stage in _SENT)
             if number == self._session.round and sent:
                 raise SecondAnswer(f"a vector of round {number} may have left in another attempt")
-        self._here.mkdir(mode=0o700, exist_ok=True)
-        self._sync(self._run)
+        self._make(self._here)
         for folder in others.values():
             shutil.rmtree(folder)
 
@@ -137,9 +138,9 @@ class Journal:
         """The folders of the run's other sessions, by round and attempt."""
         found = {}
         for folder in self._run.glob("*.*"):
-            number, attempt = folder.name.split(".")
-            if folder != self._here:
-                found[int(number), int(attempt)] = folder
+            name = _SESSION.fullmatch(folder.name)
+            if name and folder != self._here:
+                found[int(name[1]), int(name[2])] = folder
         return found
 
     def _forget(self) -> None:
@@ -161,6 +162,13 @@ class Journal:
         os.replace(temporary, path)
         self._sync(path.parent)
 
+    def _make(self, folder: Path) -> None:
+        """Create a folder, and those above it, so that they outlast a power failure."""
+        if not folder.is_dir():
+            self._make(folder.parent)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._sync(folder.parent)
+
     def _sync(self, folder: Path) -> None:
         if not self._durable:
             return
@@ -173,7 +181,7 @@ class Journal:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone among all processes of this client."""
-        self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make(self._run)
         with open(
             os.open(self._run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         ) as lock:

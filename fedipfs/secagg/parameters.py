@@ -13,11 +13,11 @@ from fedipfs.ipld import dagcbor
 from fedipfs.secagg import fixed, graph
 
 FORMAT = "fedipfs-secagg-parameters/v1"
-MIN_CLIENTS, MAX_CLIENTS = 3, 4096  # above, what all have signed no longer fits a block
+MIN_CLIENTS, MAX_CLIENTS = 3, 1800  # of more, a record might not fit into a block
 SECURITY, CORRECTNESS = 40.0, 20.0  # bits, of a k-regular graph
 UNIFORM = "uniform"  # the encoding of quantize.py
 
-# What every client counts with the uniform encoding: its values beyond clip * 2**0, 2**1, ...
+# What every client tells with the uniform encoding: its share of values beyond clip * 1, 2, 4, ...
 CLIPPED = tuple(f"clipped/{1 << power}" for power in range(8))
 
 Detail = int | float | str | bool | bytes
@@ -27,14 +27,15 @@ Detail = int | float | str | bool | bytes
 class Parameters:
     """The parameters of a session; everybody signs their `digest`.
 
-    clients    n, the size of the cohort, 3 to 4096
+    clients    n, the size of the cohort, 3 to 1800
     values     coordinates of the model's vector
     numbers    names of the numbers that travel with it (fixed.py)
     threshold  t, the shares that give a secret back; in the complete graph the sharer holds one
     neighbours k, with how many each client masks and shares: n - 1, or an even number below
     quorum     how many must confirm one set of survivors before anyone helps to unmask it
     colluders  how many participants may work with a lying coordinator: together they learn no
-               more than the sum of the others, of whom it holds at least quorum - colluders
+               more than the sum of the others, of whom it holds at least quorum - colluders (in
+               a k-regular graph, if the coordinator does not choose who drops out: see graph.py)
     dropouts   how many may drop out
     clip       values beyond this are clipped; what it means exactly is the encoding's to say
     bits       bits of a value in the encoding
@@ -178,10 +179,15 @@ class Parameters:
     def describe(self) -> str:
         """One line to show to the user: what was chosen, and what it withstands."""
         kind = "complete graph" if self.complete else f"{self.neighbours}-regular graph"
+        held = (
+            f"a sum holds at least {self.quorum - self.colluders} others"
+            if self.complete
+            else "if these also choose who drops out, they may see the sums of parts of the cohort"
+        )
         return (
             f"{self.clients} clients, {kind}, threshold {self.threshold}, quorum {self.quorum}: up "
             f"to {self.dropouts} may drop out and up to {self.colluders} collude with the "
-            f"coordinator; a sum holds at least {self.quorum - self.colluders} others"
+            f"coordinator; {held}"
         )
 
     def plain(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A value x is clipped to [-c, c], weighted by r (0 to 1) and sent as (r x + c) / (2 c) on a grid of
 2**bits points, rounded up with a probability that makes the mean exact: errors of many clients
-cancel instead of adding up. Every client also counts what it clips, and what it would have clipped
-at 2 c, 4 c, ...; only the sums of these counts are ever seen.
+cancel instead of adding up. Every client also tells which share of its values it clipped, or would
+have clipped at 2 c, 4 c, ...; only the sums of these shares are ever seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode(
     """The vector to mask, for the encoding "uniform".
 
     `values` is flat, float32 or float64, of `parameters.values` elements; `numbers` are the
-    parameters' numbers without the counts of clipped values. `weight` multiplies the clipped
+    parameters' numbers without the shares of clipped values. `weight` multiplies the clipped
     values. `key` (32 bytes) makes rounding repeatable; None takes one from `secrets`. Raises
     BadUpdate for values that are not finite and numbers too large, ValueError for misuse.
     """
@@ -62,8 +62,8 @@ def encode(
         raise ValueError(f"weight={weight}: it scales clipped values, from 0 to 1")
     vector = np.empty(parameters.dimension, np.uint32)
     counts = _quantize(values, vector, parameters, weight, key or secrets.token_bytes(32))
-    if len(counts) == len(CLIPPED):
-        numbers = {**numbers, **dict(zip(CLIPPED, counts, strict=True))}
+    shares = [count / max(len(values), 1) for count in counts]
+    numbers = {**numbers, **dict(zip(CLIPPED, shares, strict=True))}
     vector[parameters.values :] = encode_numbers(parameters, numbers)
     return Encoded(vector, counts[0])
 
@@ -87,14 +87,12 @@ def decode(
     BadUpdate where that number is not positive.
     """
     numbers = decode_numbers(parameters, total)
-    counts = [numbers.pop(name) for name in CLIPPED]
+    shares = [numbers.pop(name) / survivors for name in CLIPPED]
     divisor = 1.0 if per is None else numbers[per]
     if not divisor > 0:
         raise BadUpdate(f"the clients' {per} sums up to {divisor:g}: there is nothing to divide by")
     values = _dequantize(parameters, total[: parameters.values], survivors, divisor)
-    seen = max(survivors * parameters.values, 1)
-    suggestion = suggest(parameters.clip, [count / seen for count in counts])
-    return Decoded(values, numbers, counts[0] / seen, suggestion)
+    return Decoded(values, numbers, shares[0], suggest(parameters.clip, shares))
 
 
 def decode_numbers(parameters: Parameters, total: np.ndarray) -> dict[str, float]:

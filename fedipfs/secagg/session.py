@@ -25,9 +25,9 @@ Verify = Callable[[str, Statement, bytes], object]
 class Session:
     """What the coordinator announces: the run's id, the round, the cohort, the parameters.
 
-    `cohort` is the organizations' names, sorted. A round that failed before anyone helped to
-    unmask it can be tried again with the next `attempt`, counted from 0; every participant takes
-    part in the unmasking of one attempt only. Raises BadMessage.
+    `cohort` is the organizations' names, sorted. A round that failed before vectors were sent can
+    be tried again with the next `attempt`, counted from 0; every participant sends a vector in one
+    attempt only. Raises FormatError.
     """
 
     run: str
@@ -42,7 +42,7 @@ class Session:
             raise BadMessage(f"attempt={self.attempt!r:.80}: expected 0 to {MAX_ATTEMPTS - 1}")
         if not all(type(name) is str and 0 < len(name) <= 64 for name in self.cohort):
             raise BadMessage("cohort: names have 1 to 64 characters")
-        if list(self.cohort) != sorted(set(self.cohort)):
+        if self.cohort != tuple(sorted(set(self.cohort))):
             raise BadMessage("cohort: expected sorted names, each once")
         if len(self.cohort) != self.parameters.clients:
             raise BadMessage(
@@ -112,7 +112,7 @@ class Session:
 
     @classmethod
     def from_bytes(cls, block: bytes) -> Session:
-        """What `to_bytes` gave. Raises BadMessage, BelowFloor for unsafe parameters."""
+        """What `to_bytes` gave. Raises FormatError, and BelowFloor for unsafe parameters."""
         try:
             found = dagcbor.decode(block)
         except DagCborError as error:

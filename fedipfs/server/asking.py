@@ -111,7 +111,7 @@ class Asking:
         cohort, enough = self.selection.cohort(number, fit), self.selection.size(len(fit))
         if self.secure is not None:
             messages = self._configured("train", number, model, cohort)
-            return self.secure.train(number, model, messages, self.config)
+            return self.secure.train(number, model, messages)
         follow = getattr(self.strategy, "follow_up", None)
 
         def follow_up(reply: Message) -> Iterable[Message]:

@@ -85,7 +85,7 @@ class Bench:
         if validation is None:
             needed = brief.evaluates or getattr(strategy, "needs_validation", False)
             options["validation"] = _VALIDATION if needed else 0.0
-        config["secagg"], told = secagg.prepare(config, task, strategy, len(dataset.train))
+        config["secagg"] = secagg.prepare(config, strategy, len(dataset.train))
         planned = private.prepare(config, dataset, task, strategy, brief)
         config |= {"privacy": planned.section, "rounds": planned.rounds}
         strategy = planned.strategy
@@ -101,6 +101,7 @@ class Bench:
         )
         model = _initial_model(store, task, config["seed"], config["init_from"])
         least = required_successes(strategy, brief)
+        told = secagg.announce(config, strategy, private.float_values(task), planned.masks)
         return cls(
             config,
             store,

@@ -149,6 +149,7 @@ class Federation:
             self.grid.now,
             self.deadline_s,
             self.masks,
+            self.min_successes,
         )
 
     def _told(self) -> dict[str, Any]:
@@ -249,8 +250,13 @@ class Federation:
             aggregation=aggregation,
             compression=_mean_cost(arrived) if self.compression and not self._noised else None,
             privacy=spent,
-            sgd_steps=sum(_steps(update) for update in updates),
+            sgd_steps=self._sgd_steps(updates),
         )
+
+    def _sgd_steps(self, updates: list[Update]) -> int:
+        if self.asking.secure is not None and self.asking.secure.sum is not None:
+            return max(0, round(self.asking.secure.sum.metrics.get("steps", 0)))
+        return sum(_steps(update) for update in updates)
 
     def _count(self, replies: list[Message]) -> None:
         if isinstance(self.spending, OfRecords):

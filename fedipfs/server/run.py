@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from fedipfs.errors import Diverged, RunError, RunInterrupted, StoreError
 from fedipfs.exchange import StoredArrays, Vault, store_arrays, stored_cid, tensors_of
+from fedipfs.exchange.stages import session_name
 from fedipfs.ipld import CID
 from fedipfs.observe.memory import peak_rss
 from fedipfs.observe.progress import Progress
@@ -290,7 +291,7 @@ class _Session:
             return ""
         begun = self.folder.count("sessions")
         self.folder.write("sessions", f"{begun + 1}\n")
-        return f"{self.first}+{begun}" if begun else str(self.first)
+        return session_name(str(self.first), begun)
 
     def _out_of_time(self) -> str | None:
         return self.stopping.out_of_time(time.monotonic() - self.began)

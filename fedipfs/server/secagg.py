@@ -7,9 +7,10 @@ from typing import Any
 
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi, Strategy
 
-from fedipfs import tasks
 from fedipfs.errors import ConfigError
-from fedipfs.secagg import Parameters
+from fedipfs.exchange.stages import lasting
+from fedipfs.server.private import Masking
+from fedipfs.server.secure import lasting_parameters, secure_metrics
 from fedipfs.server.settings import cohort_size
 from fedipfs.strategies import Average, FedAvg, FedProx
 from fedipfs.strategies.fedsgd import FedSGD
@@ -18,25 +19,52 @@ _SUFFICES = (FedAvg, Average, FedProx, FedSGD, FedAdam, FedYogi, FedAdagrad, Fed
 _ROOM = 4  # times the mean number of examples: up to that a client has the weight it should have
 
 
-def prepare(
-    config: Mapping[str, Any], task: tasks.Task, strategy: Strategy, examples: int
-) -> tuple[dict[str, Any], list[str]]:
-    """The section `secagg` of a checked `config`, complete, and what the user is told.
+def prepare(config: Mapping[str, Any], strategy: Strategy, examples: int) -> dict[str, Any]:
+    """The section `secagg` of a checked `config`, complete.
 
     `examples` is how many all clients have together. Raises ConfigError.
     """
     section = dict(config["secagg"])
     if section["name"] == "off":
-        return section, []
-    clients = config["clients"]
+        return section
     _refuse(config, strategy)
+    alike = isinstance(strategy, Average)
     if section["examples"] is None:
-        uniform = isinstance(strategy, Average)
-        section["examples"] = 0 if uniform else max(1, _ROOM * examples // clients["total"])
-    chosen = ("threshold", "colluders", "dropouts", "clip", "bits")
-    values = sum(each.numel() for each in task.model().parameters())
-    found = Parameters.choose(cohort_size(clients), values, **{key: section[key] for key in chosen})
-    return section, [f"secure aggregation: {found.describe()}"]
+        total = config["clients"]["total"]
+        section["examples"] = 0 if alike else max(1, _ROOM * examples // total)
+    if alike != (section["examples"] == 0):
+        raise ConfigError(
+            f"secagg.examples={section['examples']}: with strategy=average all clients weigh the "
+            "same (0), with others by their examples (1 or more); leave it out, or choose another "
+            "strategy"
+        )
+    return section
+
+
+def announce(
+    config: Mapping[str, Any], strategy: Strategy, values: int, masks: Masking | None
+) -> list[str]:
+    """What the user is told of the terms; `masks` as in Privacy. Raises ConfigError.
+
+    `values` are those of an update.
+    """
+    if config["secagg"]["name"] == "off":
+        return []
+    clients = cohort_size(config["clients"])
+    if masks is not None:
+        found = masks(clients, values)
+    else:
+        found = lasting_parameters(
+            config["secagg"],
+            clients,
+            values,
+            metrics=secure_metrics(config["privacy"]["name"] != "none"),
+            relative=not isinstance(strategy, FedSGD),
+        )
+    return [
+        f"secure aggregation: {found.describe()}",
+        f"partners can pin these terms: secagg-parameters={lasting(found).digest().hex()}",
+    ]
 
 
 def _refuse(config: Mapping[str, Any], strategy: Strategy) -> None:

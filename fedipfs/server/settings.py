@@ -196,7 +196,7 @@ def _secagg(secagg: dict[str, Any]) -> None:
     _number(secagg, "clip", 1e-9, 1e9, "secagg.")
     _integer(secagg, "bits", 1, "secagg.")
     _integer(secagg, "threshold", 1, "secagg.", optional=True)
-    _integer(secagg, "examples", 1, "secagg.", optional=True)
+    _integer(secagg, "examples", 0, "secagg.", optional=True)
     for key in ("colluders", "dropouts"):
         if secagg[key] is not None:
             _number(secagg, key, 0.0, 0.99, "secagg.")

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedipfs.exchange import Vault
 from fedipfs.ipld import CID
+from fedipfs.secagg.parameters import MIN_CLIENTS
 from fedipfs.server import parties
 from fedipfs.server.attack import Adversary, malicious, node_config
 from fedipfs.server.engine.clock import SimulatedGrid, durations
@@ -99,6 +100,8 @@ def adversary(config: Mapping[str, Any], strategy: Strategy) -> Adversary | None
 def selection(config: Mapping[str, Any], least: int) -> Selection:
     """Who is asked; `least` good updates are needed in a round."""
     clients = config["clients"]
+    if config["secagg"]["name"] != "off":  # of fewer nothing is summed
+        least = max(least, MIN_CLIENTS)
     names = ("per_round", "extra", "select", "requires", "exclude_after", "rest_rounds")
     return Selection(
         **{name: clients[name] for name in names},

@@ -71,10 +71,10 @@ def test_dp_accounting_says_the_same(case):
 def test_opacus_rdp_says_the_same_and_never_less(case):
     theirs = opacus(RDPAccountant, case["history"], case["delta"])
     ours = epsilon(case["history"], case["delta"], "rdp")
-    assert ours <= theirs + 1e-9
+    assert ours <= theirs + 1e-7
     best = rdp.converted(rdp.curve(merged(case["history"])), case["delta"])[1]
     if best in RDPAccountant.DEFAULT_ALPHAS:
-        assert ours == pytest.approx(theirs, abs=1e-9)
+        assert ours == pytest.approx(theirs, abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,11 @@ def test_opacus_rdp_says_the_same_and_never_less(case):
 def test_opacus_prv_says_the_same_less_its_error(history):
     ours = epsilon(history, 1e-5)
     assert 0 < opacus(PRVAccountant, history, 1e-5) - ours < 0.013
-    if history[0][2] <= 1000:
-        fine = opacus(PRVAccountant, history, 1e-5, eps_error=5e-4, delta_error=1e-9)
-        assert -1e-5 < fine - ours < 6e-4
+
+
+def test_a_finer_opacus_prv_comes_closer():
+    fine = opacus(PRVAccountant, TYPICAL, 1e-5, eps_error=5e-4, delta_error=1e-9)
+    assert -1e-5 < fine - epsilon(TYPICAL, 1e-5) < 6e-4
 
 
 def test_the_facts_page():
@@ -148,7 +150,7 @@ deltas = st.sampled_from([1e-3, 1e-5, 1e-8])
 accountants = st.sampled_from(ACCOUNTANTS)
 
 
-@settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])
 @given(histories, mechanisms, st.integers(1, 2000), deltas, accountants)
 def test_more_costs_more_and_less_than_both_apart(history, mechanism, steps, delta, accountant):
     more = [(*mechanism, steps)]
@@ -160,7 +162,7 @@ def test_more_costs_more_and_less_than_both_apart(history, mechanism, steps, del
     assert epsilon(history + more, delta * 2, accountant) <= after
 
 
-@settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])
 @given(histories, deltas)
 def test_the_tight_bound_is_the_smaller_and_not_below_a_finer_one(history, delta):
     history = merged([*history, (2.0, 0.3, 1)])
@@ -212,7 +214,7 @@ def test_extremes_have_an_answer(accountant):
 # ---- searches
 
 
-@settings(deadline=None, max_examples=15, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])
 @given(histories, mechanisms, st.floats(0.05, 8), accountants)
 def test_most_steps_is_where_epsilon_passes(history, mechanism, cap, accountant):
     steps = most_steps(history, *mechanism, epsilon=cap, delta=1e-5, accountant=accountant)

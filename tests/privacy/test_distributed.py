@@ -225,6 +225,13 @@ def test_parameters_are_checked(changed, message):
         planned(**changed)
 
 
+@pytest.mark.parametrize("changed", [{"scale": 1e300}, {"noise": 1e300}, {"clip": 1e300}])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_absurd_numbers_are_refused_too(changed, noise):
+    with pytest.raises(ConfigError, match="leave scale"):
+        planned(**{"scale": 1e10, "noise": noise} | changed)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_update_that_is_not_finite_is_refused(bad):
     update = np.ones(50)

@@ -60,14 +60,21 @@ def test_only_its_owner_reads_it(journal, tmp_path):
 
 
 def test_an_answer_is_synced_before_it_leaves(journal, monkeypatch):
-    synced = []
-    original = os.fsync
-    monkeypatch.setattr(module.os, "fsync", lambda handle: (synced.append(1), original(handle)))
+    done = []
+    for name in ("fsync", "replace", "mkdir"):
+        original = getattr(os, name)
+
+        def record(*args, name=name, original=original, **options):
+            done.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(module.os, name, record)
     journal.write("advertise", FIRST)
-    assert len(synced) == 3  # the folder of the session, the file, its name
-    synced.clear()
+    folders = ["mkdir", "fsync"] * 3  # of all runs, of the run, of the session
+    assert done == [*folders, "fsync", "replace", "fsync"]
+    done.clear()
     Journal(journal._run.parent, SESSION, durable=False).write("share", FIRST)
-    assert not synced
+    assert done == ["replace"]
 
 
 def test_a_crash_while_writing_leaves_no_answer(journal, monkeypatch):
@@ -119,9 +126,10 @@ def test_the_last_answer_leaves_nothing_secret(journal, tmp_path):
 
 def test_a_newer_session_removes_the_one_before(journal, tmp_path):
     journal.write("advertise", FIRST)
+    (journal._run / "notes.txt").touch()  # whoever put that there
     newer = Journal(tmp_path / "journal", replace(SESSION, round=3))
     newer.write("advertise", FIRST)
-    assert len(files(tmp_path / "journal")) == 2
+    assert len(files(tmp_path / "journal")) == 3
     for late in (lambda: journal.need("advertise"), lambda: journal.write("share", FIRST)):
         with pytest.raises(TooLate, match="round 3 has begun"):
             late()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from dataclasses import replace
 from itertools import combinations
 
@@ -13,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedipfs.errors import BadMessage, BelowFloor, ConfigError
-from fedipfs.secagg import Parameters, Session, fixed, graph
+from fedipfs.secagg import (
+    Advertise,
+    Confirm,
+    Masked,
+    Parameters,
+    Record,
+    Session,
+    fixed,
+    graph,
+)
 from fedipfs.secagg.graph import Graph
+from fedipfs.secagg.record import Commitment
 
 
 def test_a_cohort_of_ten():
@@ -72,8 +81,8 @@ def test_tails_against_exact_fractions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clients": 2}, "among 2 clients: use 3 to 4096"),
-        ({"clients": 4097}, "among 4097 clients"),
+        ({"clients": 2}, "among 2 clients: use 3 to 1800"),
+        ({"clients": 1801}, "among 1801 clients"),
         ({"threshold": 5}, "threshold=5 of 10 clients: use 6 to 10"),
         ({"threshold": 11}, "threshold=11 of 10 clients"),
         ({"bits": 29}, "bits=29: sums over 10 clients would pass 32 bits; use at most 28"),
@@ -196,11 +205,28 @@ def test_sessions():
         {"cohort": ("a", "b", "")},
         {"cohort": ("a", "b", "x" * 65)},
         {"cohort": ("a", "b", 3)},
+        {"cohort": ["a", "b", "c"]},
         {"attempt": -1},
         {"attempt": True},
     ):
         with pytest.raises(BadMessage):
             replace(session, **bad)
+
+
+def test_the_largest_record_fits_a_block():
+    names = [f"{number:064}" for number in range(1800)]
+    terms = Parameters.choose(1800, 1, complete=True, threshold=1800)
+    some, signature = bytes(32), bytes(64)
+    record = Record(
+        Session("r" * 128, 1, tuple(names), terms).to_bytes(),
+        tuple(Advertise(name, some, some, signature) for name in names),
+        tuple(Commitment(name, some, some, some, signature) for name in names),
+        tuple(Masked(name, some, "b" * 59, signature) for name in names),
+        tuple(Confirm(name, some, signature) for name in names),
+        (some,) * 1800,
+        (),
+    )
+    assert Record.from_bytes(record.to_bytes()) == record
 
 
 # Graphs
@@ -264,8 +290,8 @@ def test_cuts_are_no_more_likely_than_bounded():
 
 
 def test_descriptions_of_other_graphs():
-    assert re.match(
+    assert Parameters.choose(1000, 1).describe() == (
         "1000 clients, 36-regular graph, threshold 18, quorum 526: up to 100 may drop out and up "
-        "to 50 collude",
-        Parameters.choose(1000, 1).describe(),
+        "to 50 collude with the coordinator; if these also choose who drops out, they may see the "
+        "sums of parts of the cohort"
     )

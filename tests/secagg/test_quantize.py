@@ -95,10 +95,18 @@ def test_clipped_values_are_counted_and_another_clip_suggested():
     coded = encode(terms, update, {"weight": 1})
     assert coded.clipped == 13
     found = decode(terms, add([coded.vector] * 3), 3)
-    assert found.clipped == 13 / 2000
+    assert found.clipped == pytest.approx(13 / 2000, abs=1e-9)
     assert found.suggestion == 2.0
     assert set(found.numbers) == {"weight"}
     np.testing.assert_allclose(found.values[[0, 10, 13]], [1.5, -1.5, 1.5], atol=1e-5)
+
+
+def test_any_number_of_values_may_be_clipped():
+    # Told as shares: counts of large models, summed over many clients, would pass 32 bits.
+    terms = parameters(clients=100, values=1 << 16, bits=8)
+    vector = encode(terms, np.full(1 << 16, 1e9, np.float32), {"weight": 1}).vector
+    found = decode(terms, add([vector] * 100), 100)
+    assert (found.clipped, found.suggestion) == (1.0, 256.0)
 
 
 def test_suggestions():

@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from fedipfs.server.engine.local import LocalGrid
 
-TIMED = ("train", "evaluate")  # message types that take a client's time
+TIMED = ("train", "evaluate")  # message types, with any suffix, that take a client's time
 
 
 def durations(spread: float, seed: int) -> Callable[[int], float]:
@@ -48,7 +48,7 @@ class SimulatedGrid(LocalGrid):
         sent = list(messages)
         ids = list(super().push_messages(sent))
         for number, message in zip(ids, sent, strict=True):
-            if message.metadata.message_type in TIMED:
+            if message.metadata.message_type.split(".")[0] in TIMED:
                 node = message.metadata.dst_node_id
                 self._ends[number] = (self._now + self._duration(node), node)
         return ids

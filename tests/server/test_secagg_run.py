@@ -1,0 +1,620 @@
+"""Whole runs under secure aggregation: the sums of plain ones, whoever drops out, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import re
+import shutil
+import signal
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flwr.app import ArrayRecord
+from parties import blocks
+from runs import QUICK, command, configure, lines, play, start
+
+from fedipfs.errors import (
+    ConfigError,
+    Diverged,
+    FedIPFSError,
+    NotRecipient,
+    RunFailed,
+    SecAggFailed,
+    SignatureWrong,
+)
+from fedipfs.exchange import Vault, unframe
+from fedipfs.exchange.stages import get_message
+from fedipfs.flower_compat import message_from_bytes, message_to_bytes
+from fedipfs.ipld import CID, DAG_CBOR, dagcbor
+from fedipfs.observe.progress import Progress
+from fedipfs.secagg import Record, Session, decode
+from fedipfs.server import parties, records, settings, simulation
+from fedipfs.server.engine.pool import warm_up
+from fedipfs.server.run import run
+from fedipfs.store import FolderStore, dag
+from fedipfs.trust import Identity, is_sealed
+from fedipfs.trust.party import Party
+from fedipfs.weights import Weights
+
+SIX = (*QUICK, "clients.total=6", "clients.exclude_after=null")  # threshold 5
+SEVEN = (*QUICK, "clients.total=7", "clients.exclude_after=null")  # 5 of 7: two may drop out
+NAMES = [f"client-{number}" for number in range(7)]
+STAGES = ["advertise", "share", "masked", "confirm", "unmask"]
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    """Gives clients faults, by partition: see support/stubborn_app.py."""
+
+    def give(faults: dict[int, str]) -> None:
+        def node_config(attack, partition, clients):
+            return {"faults": faults.get(partition, "")}
+
+        monkeypatch.setattr(simulation, "CLIENT_APP", "stubborn_app:app")
+        monkeypatch.setattr(simulation, "node_config", node_config)
+
+    return give
+
+
+def tensors(runs_dir, cid: str | CID, vault: Vault | None = None) -> dict[str, np.ndarray]:
+    cid = CID.parse(cid) if isinstance(cid, str) else cid
+    where = vault or Vault(FolderStore(runs_dir / "store"))
+    return where.weights(cid).tensors()
+
+
+def models(runs_dir, run_id: str = "one") -> list[dict[str, np.ndarray]]:
+    """The model after each round."""
+    return [tensors(runs_dir, line["model_cid"]) for line in lines(runs_dir / run_id)]
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest difference of any value."""
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def chain(runs_dir, run_id: str = "one") -> tuple[Vault, list[dict]]:
+    """A run's vault, as its coordinator reads it, and its rounds, the first one first."""
+    seal = settings.yaml.safe_load((runs_dir / run_id / "config.yaml").read_text())["seal"]
+    vault = Vault(FolderStore(runs_dir / "store"), parties.reader(runs_dir / run_id), seal)
+    head = CID.parse((runs_dir / run_id / "head").read_text().strip())
+    found = [each for _, each in records.chain(vault, head) if each["type"] == records.ROUND]
+    return vault, found[::-1]
+
+
+def record_of(vault: Vault, record: dict) -> Record:
+    return Record.from_bytes(get_message(vault, str(record["aggregation"]["secagg"]["record"])))
+
+
+def audited(vault: Vault, record: dict) -> np.ndarray:
+    """The sum of a round, recomputed from the masked vectors."""
+    return record_of(vault, record).audit(
+        vault.party.verify, lambda name: vault.weights(CID.parse(name)).tensor("masked")
+    )
+
+
+# ---- the same result
+
+
+STRATEGIES = {
+    "fedavg": (),
+    "average": (),
+    "fedprox": ("strategy.proximal_mu=0.1",),
+    "fedsgd": (),
+    "fedadam": (),
+    "fedyogi": (),
+    "fedadagrad": (),
+    "fedavgm": (),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_makes_of_the_sum_what_it_makes_of_the_updates(tmp_path, strategy):
+    """Clients have unlike amounts of unlike data; a gradient's values may be beyond 1."""
+    words = (*QUICK, f"strategy={strategy}", *STRATEGIES[strategy], "run_id=one")
+    words += ("data.partition=dirichlet", "data.alpha=0.3")
+    plain = play(tmp_path / "plain", *words)
+    clip = ("secagg.clip=4",) if strategy == "fedsgd" else ()
+    masked = play(tmp_path / "masked", *words, "secagg=on", *clip)
+    one, other = models(tmp_path / "plain"), models(tmp_path / "masked")
+    adaptive = strategy in ("fedadam", "fedyogi", "fedadagrad")  # divide by small second moments
+    assert distance(one[0], other[0]) < (1e-3 if adaptive else 1e-5)
+    assert abs(masked["metrics"]["accuracy"] - plain["metrics"]["accuracy"]) <= 0.002
+    assert masked["sgd_steps"] == plain["sgd_steps"]
+    for before, after in zip(
+        lines(tmp_path / "plain" / "one"), lines(tmp_path / "masked" / "one"), strict=True
+    ):
+        assert after["train"].keys() == before["train"].keys()
+        if "train_loss" in before["train"] and strategy != "average":  # there all count the same
+            assert after["train"]["train_loss"] == pytest.approx(
+                before["train"]["train_loss"], abs=1e-5
+            )
+        assert after["clients"] == before["clients"]
+
+
+def test_a_clients_weight_ends_where_the_setting_says(tmp_path):
+    """With secagg.examples=100 whoever has more counts as 100, so here all count the same."""
+    words = (*QUICK, "data.partition=dirichlet", "data.alpha=0.3", "rounds=1", "run_id=one")
+    masked = play(tmp_path / "masked", *words, "secagg=on", "secagg.examples=50")
+    average = play(tmp_path / "average", *words, "strategy=average")
+    fedavg = play(tmp_path / "fedavg", *words)
+    (one,), (other,) = models(tmp_path / "masked"), models(tmp_path / "average")
+    assert distance(one, other) < 1e-5
+    assert distance(one, models(tmp_path / "fedavg")[0]) > 1e-3
+    assert masked["status"] == average["status"] == fedavg["status"] == "finished"
+
+
+def test_batch_normalisation_travels_too(tmp_path):
+    words = (*QUICK, "+task.options.norm=true", "rounds=1", "run_id=one")
+    play(tmp_path / "plain", *words)
+    play(tmp_path / "masked", *words, "secagg=on", "secagg.clip=8")
+    (plain,), (masked,) = models(tmp_path / "plain"), models(tmp_path / "masked")
+    floats = {name for name, values in plain.items() if values.dtype.kind == "f"}
+    assert any("running_var" in name for name in floats)
+    pick = [{name: model[name] for name in floats} for model in (plain, masked)]
+    assert distance(*pick) < 2e-5  # the clip is 8 times as large, and so are the steps
+
+
+def test_as_many_workers_as_you_like_give_the_same_sum(tmp_path):
+    words = (*QUICK, "rounds=1", "secagg=on", "run_id=one")
+    play(tmp_path / "serial", *words)
+    play(tmp_path / "two", *words, "engine.workers=2", serial=False)
+    assert distance(*(models(tmp_path / name)[0] for name in ("serial", "two"))) < 1e-5
+
+
+# ---- who drops out
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """The model after a plain round of SEVEN without some clients."""
+    known: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+
+    def get(gone: tuple[int, ...]) -> dict[str, np.ndarray]:
+        if gone not in known:
+            folder = tmp_path_factory.mktemp("without")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(simulation, "CLIENT_APP", "stubborn_app:app")
+                patch.setattr(
+                    simulation,
+                    "node_config",
+                    lambda attack, partition, clients: {
+                        "faults": "*/train/raise" if partition in gone else ""
+                    },
+                )
+                play(folder, *SEVEN, "rounds=1", "run_id=one")
+            known[gone] = models(folder)[0]
+        return known[gone]
+
+    return get
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_as_many_as_may_drop_out_at_any_stage(tmp_path, stubborn, without, stage):
+    stubborn({1: f"*/{stage}/raise", 4: f"*/{stage}/raise"})
+    play(tmp_path, *SEVEN, "rounds=1", "secagg=on", "run_id=one")
+    gone = (1, 4) if stage in STAGES[:3] else ()  # a vector that came is in the sum
+    (line,) = lines(tmp_path / "one")
+    failed = [{"client": f"client-{each}", "reason": "OSError: disk gone"} for each in gone]
+    assert line["clients"] == {"selected": 7, "ok": 7 - len(gone), "failed": failed}
+    assert distance(models(tmp_path)[0], without(gone)) < 1e-5
+    vault, (record,) = chain(tmp_path)
+    assert [each.by for each in record_of(vault, record).survivors] == [
+        name for number, name in enumerate(NAMES) if number not in gone
+    ]
+    assert [each["client"] for each in record["updates"]] == [
+        name for number, name in enumerate(NAMES) if number not in gone
+    ]
+    absent = {} if gone else dict.fromkeys(("client-1", "client-4"), "OSError: disk gone")
+    assert record["aggregation"]["secagg"].get("absent", {}) == absent
+
+
+def test_they_may_drop_out_one_by_one(tmp_path, stubborn, without):
+    stubborn({0: "*/share/raise", 6: "*/masked/raise"})
+    play(tmp_path, *SEVEN, "rounds=1", "secagg=on", "run_id=one")
+    assert distance(models(tmp_path)[0], without((0, 6))) < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_more_ends_the_round_and_nothing_is_unmasked(tmp_path, stubborn, stage):
+    gone = (1, 4, 5)
+    stubborn({each: f"2/{stage}/raise" for each in gone})
+    with pytest.raises(RunFailed, match=r"round 2: secure aggregation: .*needed") as caught:
+        play(tmp_path, *SEVEN, "secagg=on", "run_id=one")
+    assert caught.value.exit_code == 3
+    assert "nothing was unmasked" in str(caught.value)
+    assert "client-1: OSError: disk gone" in str(caught.value) and "\n" not in str(caught.value)
+    assert [line["round"] for line in lines(tmp_path / "one")] == [1]
+    sums = [
+        cid
+        for cid, block in blocks(FolderStore(tmp_path / "store")).items()
+        if b'{"sum":{"dtype":"U32"' in block
+    ]
+    assert len(sums) == 1  # of the round before
+    if stage != "unmask":  # no client gave a share
+        answered = [path.parent.name for path in (tmp_path / "one" / "secagg").rglob("unmask")]
+        assert "2.0" not in answered
+
+
+@pytest.mark.slow
+def test_silence_is_the_same_as_a_failure(tmp_path, stubborn, without):
+    """A client that hangs is given up; the process it had to itself is replaced."""
+    warm_up(["fedipfs.clients.preload", "stubborn_app"])  # 12 s are not for importing
+    stubborn({3: "*/masked/silent", 5: "*/share/exit"})
+    words = ("rounds=1", "secagg=on", "engine.workers=3", "engine.timeout_s=12", "run_id=one")
+    play(tmp_path, *SEVEN, *words, serial=False)
+    (line,) = lines(tmp_path / "one")
+    reasons = {each["client"]: each["reason"] for each in line["clients"]["failed"]}
+    assert reasons == {
+        "client-3": "no answer within engine.timeout_s=12",
+        "client-5": "its process ended with exit code 7",
+    }
+    assert distance(models(tmp_path)[0], without((3, 5))) < 1e-5
+
+
+def test_a_deadline_is_for_training_under_masks_too(tmp_path):
+    from fedipfs.server.engine.clock import durations
+
+    times = sorted((durations(1.0, 1)(node), node) for node in range(2, 9))
+    words = (*SEVEN, "clients.clock=simulated", "clients.spread=1.0", "clients.exclude_after=null")
+    deadline = (times[4][0] + times[5][0]) / 2
+    play(tmp_path, *words, "secagg=on", f"clients.deadline_s={deadline}", "run_id=one")
+    for line in lines(tmp_path / "one"):
+        late = {each["client"]: each["reason"] for each in line["clients"]["failed"]}
+        assert late.keys() == {f"client-{node - 2}" for _, node in times[5:]}
+        assert all("no answer within" in reason for reason in late.values())
+    too_short = (times[3][0] + times[4][0]) / 2
+    with pytest.raises(RunFailed, match="4 clients sent vectors.*5 are needed"):
+        play(tmp_path, *words, "secagg=on", f"clients.deadline_s={too_short}", "run_id=two")
+
+
+def dropping(rounds: int, clients: int, gone: int, stage: str) -> dict[int, str]:
+    """Faults with which other `gone` clients drop out in every round."""
+    rng = np.random.default_rng(3)
+    faults: dict[int, list[str]] = {each: [] for each in range(clients)}
+    for number in range(1, rounds + 1):
+        for each in rng.choice(clients, gone, replace=False):
+            faults[int(each)].append(f"{number}/{stage}/raise")
+    return {each: " ".join(words) for each, words in faults.items()}
+
+
+TEN = ("+experiment=digits", "clients.exclude_after=null", "run_id=one")
+
+
+def test_with_30_percent_dropping_out_the_model_is_as_good_as_without_masks(tmp_path, stubborn):
+    """Ten clients, of whom three others drop out in each of five rounds: not one more could."""
+    results = {}
+    for name, stage, words in (("plain", "train", ()), ("masked", "masked", ("secagg=on",))):
+        stubborn(dropping(5, 10, 3, stage))
+        results[name] = play(tmp_path / name, *TEN, *words)
+        assert [line["clients"]["ok"] for line in lines(tmp_path / name / "one")] == [7] * 5
+    plain, masked = (results[name]["metrics"]["accuracy"] for name in ("plain", "masked"))
+    assert abs(plain - masked) <= 0.002 and masked > 0.9
+    assert distance(models(tmp_path / "plain")[0], models(tmp_path / "masked")[0]) < 1e-5
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_same_with_mnist(tmp_path, stubborn):
+    words = ("+experiment=mnist", "rounds=3", "clients.exclude_after=null", "data.fallback=error")
+    results = {}
+    for name, stage, more in (("plain", "train", ()), ("masked", "masked", ("secagg=on",))):
+        stubborn(dropping(3, 10, 3, stage))
+        results[name] = play(
+            tmp_path / name, *words, *more, "engine.workers=2", "run_id=one", serial=False
+        )
+    plain, masked = (results[name]["metrics"]["accuracy"] for name in ("plain", "masked"))
+    assert abs(plain - masked) <= 0.002 and masked > 0.95
+
+
+def test_fewer_survivors_than_min_successes_are_not_unmasked(tmp_path, stubborn):
+    stubborn({1: "*/masked/raise", 4: "*/masked/raise"})
+    with pytest.raises(RunFailed, match=r"5 clients sent vectors, clients.min_successes is 6"):
+        play(tmp_path, *SEVEN, "secagg=on", "clients.min_successes=6", "run_id=one")
+    assert not list((tmp_path / "one" / "secagg").rglob("confirm"))
+
+
+def test_who_rests_is_asked_all_the_same_where_fewer_than_three_would_be_left(tmp_path, stubborn):
+    stubborn({2: "*/masked/raise"})
+    words = ("clients.exclude_after=1", "clients.total=3", "clients.min_successes=1", "rounds=3")
+    play(tmp_path, *QUICK, *words, "secagg=on", "secagg.threshold=2", "run_id=one")
+    found = [line["clients"] for line in lines(tmp_path / "one")]
+    assert [(each["selected"], each["ok"]) for each in found] == [(3, 2)] * 3
+
+
+def test_a_cohort_that_has_shrunk_is_asked_on_terms_of_its_own(tmp_path, stubborn):
+    stubborn({3: "1/masked/raise"})
+    words = ("clients.exclude_after=1", "clients.total=4", "rounds=2", "secagg=on", "run_id=one")
+    play(tmp_path, *QUICK, *words)
+    vault, found = chain(tmp_path)
+    sessions = [Session.from_bytes(record_of(vault, record).session) for record in found]
+    assert [each.parameters.clients for each in sessions] == [4, 3]
+
+
+# ---- lies
+
+
+LIES = {
+    "masked": {
+        "forge": "SignatureWrong",
+        "earlier": "BadMessage: expected a message of the kind Masked",
+        "nothing": "BadUpdate: its answer names no message",
+        "number": "BadMessage: a message of secure aggregation is named by its CID",
+        "garbage": "CidError",
+        "missing": "BlockNotFound",
+        "short": "BadUpdate: .* is not a masked vector of",
+        "floats": "BadUpdate: .* is not a masked vector of",
+        "huge": "WeightsError: .* has 4000",
+        "copied": "WrongVector: client-2 names a vector that is another's",
+    },
+    "advertise": {"forge": "SignatureWrong", "nothing": "BadUpdate"},
+    "share": {"earlier": "BadMessage: expected a message of the kind Share"},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault", "reason"),
+    [(stage, fault, reason) for stage, each in LIES.items() for fault, reason in each.items()],
+)
+def test_who_lies_is_left_out_by_name_and_the_others_sum_is_exact(
+    tmp_path, stubborn, stage, fault, reason
+):
+    stubborn({2: f"*/{stage}/{fault}"})
+    play(tmp_path, *SIX, "rounds=1", "secagg=on", "run_id=one")
+    (line,) = lines(tmp_path / "one")
+    (failed,) = line["clients"]["failed"]
+    assert failed["client"] == "client-2"
+    assert re.match(reason, failed["reason"]), failed["reason"]
+    vault, (record,) = chain(tmp_path)
+    assert [each.by for each in record_of(vault, record).survivors] == [
+        name for name in NAMES[:6] if name != "client-2"
+    ]
+    expected = vault.weights(record["aggregation"]["secagg"]["sum"]).tensor("sum")
+    np.testing.assert_array_equal(audited(vault, record), expected)
+
+
+def test_a_vector_that_is_not_sealed_where_it_must_be_is_refused(tmp_path, stubborn):
+    stubborn({2: "*/masked/unsealed"})
+    play(tmp_path, *SIX, "rounds=1", "secagg=on", "seal=updates", "run_id=one")
+    (failed,) = lines(tmp_path / "one")[0]["clients"]["failed"]
+    assert failed["client"] == "client-2" and failed["reason"].startswith("NotSealed: ")
+
+
+def test_a_vector_that_the_store_has_changed_is_refused(tmp_path, monkeypatch):
+    """The store hands out other bytes under the CID that client-2 has signed."""
+    from fedipfs.server import secure
+
+    honest = secure._Round._vector
+
+    def vector(self, said):
+        if said.by == "client-2":
+            store = self._vault.store
+            leaf = max(dag.walk(store, CID.parse(said.vector)), key=lambda cid: len(store.get(cid)))
+            path = store._path(leaf)
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return honest(self, said)
+
+    monkeypatch.setattr(secure._Round, "_vector", vector)
+    play(tmp_path, *SIX, "rounds=1", "secagg=on", "run_id=one")
+    (failed,) = lines(tmp_path / "one")[0]["clients"]["failed"]
+    assert failed["client"] == "client-2" and failed["reason"].startswith("BlockCorrupt: ")
+
+
+def test_a_client_whose_training_diverged_is_left_out(tmp_path, monkeypatch):
+    from fedipfs.clients import app as client
+
+    honest = client.train_model
+    calls = []
+
+    def train_model(task, model, *args, **kwargs):
+        metrics = honest(task, model, *args, **kwargs)
+        calls.append(1)
+        bad = {2: "weights", 4: "loss"}.get(len(calls))
+        if bad == "weights":
+            next(iter(model.parameters())).data[0, 0] = float("nan")
+        return {**metrics, "train_loss": float("inf")} if bad == "loss" else metrics
+
+    monkeypatch.setattr(client, "train_model", train_model)
+    play(tmp_path, *SEVEN, "rounds=1", "secagg=on", "run_id=one")
+    failed = {e["client"]: e["reason"] for e in lines(tmp_path / "one")[0]["clients"]["failed"]}
+    assert failed == {
+        "client-1": "BadUpdate: the update has values that are not finite: training diverged",
+        "client-3": "BadUpdate: its train_loss is inf, and is to be part of a sum",
+    }
+
+
+def test_where_most_diverge_the_run_goes_back_to_its_best_model(tmp_path):
+    schedule = "train.schedule={name: StepLR, step_size: 2, gamma: 1e38}"
+    with pytest.raises(Diverged, match="not finite.*went back to the model of round"):
+        play(tmp_path, *QUICK, "secagg=on", "rounds=4", schedule, "run_id=one")
+
+
+# ---- what is kept, and for whom
+
+
+def test_an_auditor_recomputes_the_sum_and_the_model_from_the_masked_vectors(tmp_path):
+    play(tmp_path, *SIX, "secagg=on", "keep.everything=true", "run_id=one")
+    FolderStore(tmp_path / "store").gc(0)  # what records lead to is enough
+    vault, found = chain(tmp_path)
+    assert len(found) == 2
+    for record in found:
+        total = audited(vault, record)
+        note = record["aggregation"]["secagg"]
+        np.testing.assert_array_equal(total, vault.weights(note["sum"]).tensor("sum"))
+        kept = record_of(vault, record)
+        session = Session.from_bytes(kept.session)
+        assert (session.run, session.round) == (str(record["run"]), record["round"])
+        assert dict(session.parameters.details)["model"] == str(record["model_in"])
+        assert kept.total == str(note["sum"])
+        assert [str(update["cid"]) for update in record["updates"]] == [
+            each.vector for each in kept.survivors
+        ]
+        mean = decode(session.parameters, total, len(kept.survivors), per="weight").values
+        before, after = (tensors(tmp_path, record[key]) for key in ("model_in", "model_out"))
+        names = vault.weights(record["model_in"]).names
+        start = 0
+        for name in names:
+            piece = mean[start : start + before[name].size].reshape(before[name].shape)
+            start += before[name].size
+            np.testing.assert_array_equal(after[name], (before[name] + piece.astype("f8")).astype("f4"))
+        assert start == len(mean)
+
+
+def test_a_sum_that_the_record_does_not_give_is_noticed(tmp_path):
+    play(tmp_path, *SIX, "rounds=1", "secagg=on", "run_id=one")
+    vault, (record,) = chain(tmp_path)
+    kept = record_of(vault, record)
+    forged = dataclasses.replace(kept, seeds=(bytes(32), *kept.seeds[1:]))
+    with pytest.raises(SecAggFailed, match="seed of client-0"):
+        forged.audit(vault.party.verify, lambda name: np.zeros(1, "u4"))
+    one, two, *rest = kept.survivors
+    swapped = (
+        dataclasses.replace(one, vector=two.vector), dataclasses.replace(two, vector=one.vector)
+    )  # fmt: skip
+    forged = dataclasses.replace(kept, survivors=(*swapped, *rest))
+    with pytest.raises(SignatureWrong):
+        forged.audit(vault.party.verify, lambda name: np.zeros(1, "u4"))
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """A finished run of each way of sealing, in a folder named after it."""
+    folder = tmp_path_factory.mktemp("sealed")
+    for seal in ("none", "updates", "all"):
+        words = (*SIX, "secagg=on", f"seal={seal}", "keep.everything=true", "run_id=one")
+        play(folder / seal, *words)
+    return folder
+
+
+@pytest.mark.parametrize("seal", ["none", "updates", "all"])
+def test_the_coordinator_audits_a_sealed_run(sealed, seal):
+    vault, found = chain(sealed / seal)
+    assert vault.seal == seal
+    for record in found:
+        sum_ = vault.weights(record["aggregation"]["secagg"]["sum"]).tensor("sum")
+        np.testing.assert_array_equal(audited(vault, record), sum_)
+        for update in record["updates"]:
+            head = next(iter(dag.cat(vault.store, update["cid"])))
+            assert is_sealed(head) == (seal != "none")
+
+
+def test_sealing_changes_the_model_by_rounding_only(sealed):
+    final = {
+        seal: safetensors.numpy.load_file(sealed / seal / "one" / "model.safetensors")
+        for seal in ("none", "updates", "all")
+    }
+    assert distance(final["none"], final["all"]) < 1e-5
+    assert distance(final["none"], final["updates"]) < 1e-5
+
+
+@pytest.mark.parametrize("seal", ["updates", "all"])
+def test_nothing_says_who_took_part_where_updates_are_sealed(sealed, seal):
+    words = [b"client-1", b"train_loss", b"survivors", b"clipped"]
+    for cid, block in blocks(FolderStore(sealed / seal / "store")).items():
+        found = [word for word in words if word in block]
+        if seal == "updates" and found == [b"clipped"]:
+            continue  # nothing
+        # Under `updates` the configuration is in the clear, and has no names in it.
+        assert found == [], (cid, found)
+    everything = b"".join(blocks(FolderStore(sealed / "none" / "store")).values())
+    assert [word for word in words if word not in everything] == []
+
+
+@pytest.mark.parametrize("seal", ["updates", "all"])
+def test_a_partner_opens_what_is_for_it_and_nothing_else(sealed, seal):
+    vault, (record, _) = chain(sealed / seal)
+    keys = sealed / seal / "one" / "keys"
+    partner = Party(Identity.load(keys / "client-0.key"), "participant", keys / "trust.toml")
+    theirs = Vault(vault.store, partner, seal)
+    note = record["aggregation"]["secagg"]
+    secrets = [update["cid"] for update in record["updates"]]  # its own, too: sealed is sealed
+    secrets += [note["sum"], note["record"]]
+    for cid in secrets:
+        with pytest.raises(NotRecipient):
+            theirs.get_bytes(cid)
+    stored = {cid for cid in vault.store if cid.codec != DAG_CBOR}
+    said = [cid for cid in stored if _opens(vault, cid) and _is_message(vault, cid)]
+    kinds = Counter(_kind(vault, cid) for cid in said)
+    mine = Counter(_kind(vault, cid) for cid in said if _opens(theirs, cid))
+    assert kinds == {
+        "session": 2, "Advertise": 12, "Roster": 2, "Share": 12, "Delivery": 12, "Masked": 12,
+        "Survivors": 2, "Confirm": 12, "Request": 2, "Unmask": 12, "Record": 2,
+    }  # fmt: skip
+    assert mine == {"session": 2, "Roster": 2, "Delivery": 2, "Survivors": 2, "Request": 2}
+
+
+def _opens(vault: Vault, cid: CID) -> bool:
+    try:
+        vault.get_bytes(cid)
+    except FedIPFSError:
+        return False
+    return True
+
+
+def _is_message(vault: Vault, cid: CID) -> bool:
+    try:
+        return set(dagcbor.decode(vault.get_bytes(cid))) == {"message"}
+    except (FedIPFSError, TypeError):
+        return False
+
+
+def _kind(vault: Vault, cid: CID) -> str:
+    said = dagcbor.decode(dagcbor.decode(vault.get_bytes(cid))["message"])
+    return said.get("kind", "session")
+
+
+def test_only_identifiers_cross_flower(tmp_path, monkeypatch):
+    from fedipfs.server.engine.local import LocalGrid
+
+    crossed = []
+    push, reply = LocalGrid.push_messages, LocalGrid._reply
+
+    def pushed(self, messages):
+        messages = list(messages)
+        crossed.extend(message_to_bytes(message) for message in messages)
+        return push(self, messages)
+
+    def replied(self, message, outcome):
+        crossed.append(unframe(outcome.reply)[1])
+        return reply(self, message, outcome)
+
+    monkeypatch.setattr(LocalGrid, "push_messages", pushed)
+    monkeypatch.setattr(LocalGrid, "_reply", replied)
+    summary = play(tmp_path, *SIX, "secagg=on", "run_id=one")
+    assert len(crossed) == 2 * 6 * 5 * 2  # rounds, clients, stages, there and back
+    assert max(map(len, crossed)) < 1500
+    assert summary["bytes"]["flower_per_client_round"] == round(sum(map(len, crossed)) / 12)
+    assert summary["bytes"]["flower_per_client_round"] < 6000
+    for wire in crossed:
+        content = message_from_bytes(wire).content
+        assert not any(isinstance(record, ArrayRecord) for record in content.values())
+        assert "metrics" not in content  # nor numbers
+
+
+def test_the_coordinator_holds_three_vectors_at_most(tmp_path, monkeypatch):
+    """Of 1.5 million values each; clients are other processes."""
+    from fedipfs.server import secure
+
+    peaks = []
+    honest = secure.Secure.train
+
+    def train(self, number, model, messages):
+        tracemalloc.start()
+        try:
+            return honest(self, number, model, messages)
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    monkeypatch.setattr(secure.Secure, "train", train)
+    words = ("+task.options.hidden=20000", "rounds=1", "train.steps=1", "secagg=on")
+    play(tmp_path, *QUICK, *words, "engine.workers=2", serial=False)
+    vector = 4 * (64 + 1 + 10) * 20_000
+    assert 2 * vector < peaks[0] < 3.5 * vector
