@@ -254,7 +254,8 @@ def _encoded(parameters: Parameters, base: StoredArrays, trained: Mapping[str, A
 def _finite(metrics: Mapping[str, Any], name: str) -> float:
     value = metrics.get(name)
     if not _is_number(value, -math.inf, math.inf):
-        raise BadUpdate(f"its {name} is {value!r:.80}, and is to be part of a sum")
+        what = "missing" if value is None else f"{value!r:.80}, not finite"
+        raise BadUpdate(f"its {name} is {what}, and a sum needs a number")
     return float(value)
 
 

@@ -30,6 +30,8 @@ _EXCESS = 1e-5  # what the grid may add to epsilon
 _TAIL = 1e-6  # share of delta that may lie beyond a grid
 _POINTS = 1 << 22  # of a grid: 32 MiB a copy; where more were needed, the excess grows instead
 _LARGEST = 500.0  # privacy loss whose exponential is computed
+_TILT = 0.8  # of the tilt that moves the mean to epsilon; more than it would be hard to bound
+_SEEN = 1e-8  # of the tilted mass: what rounding errors change by less than a millionth
 
 
 class _Grid(NamedTuple):
@@ -45,10 +47,10 @@ def epsilon(history: tuple[Event, ...], delta: float) -> float:
     if bound == 0 or bound > _LARGEST:
         return math.inf if bound else 0.0
     steps = sum(event.steps for event in history)
-    grid = _grid(divergences, steps, bound, order, delta * _TAIL)
     # The masses are weighted by exp(tilt * loss), and back at the end. This moves the bulk to where
-    # epsilon is: rounding errors, about 1e-16 of the bulk, would hide a small delta otherwise.
-    tilt, log_mass, beyond = order - 1, 0.0, 0.0
+    # epsilon is, nearly: rounding errors, about 1e-16 of it, would hide a small delta otherwise.
+    tilt, log_mass, beyond = _TILT * (order - 1), 0.0, 0.0
+    grid = _grid(divergences, steps, bound, tilt, delta * _TAIL)
     spectrum: np.ndarray | float = 1.0
     for event in history:
         indices, masses, lost = _discretized(event, grid.step, delta * _TAIL / steps)
@@ -63,24 +65,23 @@ def epsilon(history: tuple[Event, ...], delta: float) -> float:
     return _solved(tilted, grid, tilt, log_mass, target)
 
 
-def _grid(divergences: np.ndarray, steps: int, epsilon: float, order: float, tail: float) -> _Grid:
+def _grid(divergences: np.ndarray, steps: int, epsilon: float, tilt: float, tail: float) -> _Grid:
     """A grid that the sum of all losses leaves with probability `tail` at most, on either side.
 
     Dividing a cell of width h between its ends multiplies the moment of order a by
     exp(a (a - 1) h^2 / 8) at most, and by two thirds of this exponent on average over the cell.
     """
     far, alpha = -math.log(tail), np.asarray(ORDERS)
-    step = math.sqrt(12 * _EXCESS / (order * steps))
+    step = math.sqrt(12 * _EXCESS / ((1 + tilt / _TILT) * steps))
     while True:  # Chernoff's bound on both sides: E[exp((a - 1) loss)] and E[exp(-a loss)]
         moments = (alpha - 1) * (divergences + alpha * steps * step**2 / 8)
         lowest = -min(far, float(np.min((moments + far) / alpha)))
         width = float(np.min((moments + far) / (alpha - 1))) - lowest
         # What leaves on the right comes back on the left, made heavier by the tilt. That it comes
         # as far as epsilon would never make the answer too small, but larger than it need be.
-        above = alpha > order
-        again = (moments - (alpha - 1) * epsilon / 2 + far)[above] / (alpha - order)[above]
-        if above.any():
-            width = max(width, float(again.min()))
+        room = alpha - 1 - tilt
+        again = (moments - (alpha - 1) * epsilon / 2 + far)[room > 0] / room[room > 0]
+        width = max(width, float(again.min()))
         points = math.ceil(width / step) + 2
         if points <= _POINTS:
             return _Grid(step, math.floor(lowest / step), next_fast_len(points, real=True))
@@ -144,10 +145,11 @@ def _solved(tilted: np.ndarray, grid: _Grid, tilt: float, log_mass: float, targe
     losses = (grid.lowest + np.arange(grid.points)) * grid.step
     with np.errstate(over="ignore"):
         allowed = np.exp(math.log(target) - log_mass + tilt * losses)
-    over = np.flatnonzero(p - q > allowed)
-    if not len(over):
-        return 0.0
-    at = int(over[-1]) + 1
-    if at == grid.points:
+    seen = int(np.searchsorted(allowed, _SEEN))  # to the left of it, rounding errors are too large
+    over = np.flatnonzero(p[seen:] - q[seen:] > allowed[seen:])
+    at = seen + int(over[-1]) + 1 if len(over) else seen
+    if at >= grid.points:
         return math.inf
+    if not len(over):
+        return max(0.0, float(losses[at]))
     return max(0.0, float(losses[at] + math.log((p[at] - allowed[at]) / q[at])))

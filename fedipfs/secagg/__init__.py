@@ -17,6 +17,10 @@ This is the protocol of Bonawitz et al. 2017 against active adversaries, on a co
 sides as state machines: they know neither Flower nor a store. Messages are small; vectors travel
 apart, named by CIDs. What a client has answered is in its `Journal` before it leaves.
 
+It does not make the sum private (add noise), does not keep out poisoned updates, and one client
+that gives wrong shares can end a round. Whoever reads both the masked vectors and the answers to
+UNMASK can compute the sum, as the coordinator does: seal them to it.
+
     parameters = Parameters.choose(10, values=1_200_000, numbers=("weight",))
     session = Session("run", 1, cohort, parameters)                      # cohort: sorted names
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +88,9 @@ class Parameters:
                 f"threshold={t} of {k} neighbours is less than {SECURITY:g} bits secure against "
                 f"{c} colluders among {n} clients: raise one of them, or take the complete graph"
             )
-        if not 1 <= self.bits <= 32 or not 0 < self.clip < math.inf or self.values < 0:
+        if not 1 <= self.bits <= 32 or not 1e-30 <= self.clip <= 1e30:
             raise ConfigError(
-                f"bits={self.bits}, clip={self.clip}, values={self.values}: use 1 to 32 bits, a "
-                "positive clip and a number of values"
+                f"bits={self.bits}, clip={self.clip}: use 1 to 32 bits and a clip of 1e-30 to 1e30"
             )
         if self.encoding == UNIFORM and self.bits + (n - 1).bit_length() > 32:
             raise ConfigError(

