@@ -51,6 +51,7 @@ from fedipfs.exchange import (
 )
 from fedipfs.ipld import CID
 from fedipfs.privacy.fingerprint import fingerprint
+from fedipfs.privacy.rdp import Event
 
 app = ClientApp(mods=[cid_mod])
 
@@ -62,9 +63,10 @@ def train(message: Message, context: Context) -> Message:
     return Message(_trained(message, context), reply_to=message)
 
 
-def _trained(message: Message, context: Context) -> RecordDict:
+def _trained(message: Message, context: Context, part: Event | None = None) -> RecordDict:
+    """What `train` answers; `part` is what a part in a noised sum costs the records."""
     site, ask = _site(message, context), _ask(message)
-    guard = site.guard(message, context)
+    guard = site.guard(message, context, part)
     examples, held_out = site.examples(context)
     server_round = int(ask["server-round"])  # type: ignore[arg-type]
     task, model = site.load(message)
@@ -124,7 +126,7 @@ def train_masked(message: Message, context: Context) -> Message:
     """As `train`, but what leaves is masked: the stage MASKED of secure aggregation."""
     is_private = _site(message, context).is_private
     return secure.masked(
-        message, context, private=is_private, train=lambda: _trained(message, context)
+        message, context, private=is_private, train=lambda part: _trained(message, context, part)
     )
 
 
@@ -204,25 +206,25 @@ class Site(NamedTuple):
         """Whether the run asks for record-level privacy."""
         return bool(self.config["privacy"]["name"] == private.LEVEL)
 
-    def guard(self, message: Message, context: Context) -> private.Guard | None:
+    def guard(
+        self, message: Message, context: Context, part: Event | None = None
+    ) -> private.Guard | None:
         """What stands between this message and the data; None where no privacy is asked for.
 
-        Raises PrivacyRequired if it has to be.
+        Raises PrivacyRequired if it has to be, unless a `part` in a noised sum is paid for.
         """
-        if not self.is_private:
-            private.require_none(context, lambda: self.fingerprint(context))
-            return None
         arrays, ask = message.content.get("arrays"), _ask(message)
         sender = arrays.sender if isinstance(arrays, StoredArrays) else None
-        return private.Guard(
-            self.config,
-            self.fingerprint(context),
-            context,
-            run=str(ask.get("run", "")),
-            server_round=int(ask["server-round"]),  # type: ignore[arg-type]
-            coordinator=sender.organization if sender else "unsigned",
-            kind=message.metadata.message_type,
+        asked = private.Asked(
+            str(ask.get("run", "")),
+            int(ask["server-round"]),  # type: ignore[arg-type]
+            sender.organization if sender else "unsigned",
         )
+        if not self.is_private:
+            private.require_none(context, lambda: self.fingerprint(context), part, asked)
+            return None
+        kind = message.metadata.message_type
+        return private.Guard(self.config, self.fingerprint(context), context, asked, kind)
 
     def fingerprint(self, context: Context) -> str:
         """That of all this client's records, by which it finds its privacy ledger."""

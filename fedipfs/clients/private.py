@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,12 +33,21 @@ from fedipfs.tasks import Task
 from fedipfs.tasks.evaluation import evaluate_each
 
 if TYPE_CHECKING:
+    from fedipfs.privacy.accounting import Event
     from fedipfs.privacy.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 RECORD = "privacy"  # the key of what an answer says of its own privacy
 LEVEL = "dp_sgd"
+
+
+class Asked(NamedTuple):
+    """By whom, in which round of which run: for the ledger."""
+
+    run: str
+    round: int
+    coordinator: str
 
 
 class Guard:
@@ -53,17 +62,14 @@ class Guard:
         config: Mapping[str, Any],
         data_set: str,
         context: Context,
-        *,
-        run: str,
-        server_round: int,
-        coordinator: str,
+        asked: Asked,
         kind: str,
     ) -> None:
         from fedipfs.privacy.accounting import Event  # it takes Opacus along
 
         self._event = Event
         self._config, self._options = config, config["privacy"]
-        self._run, self._round, self._coordinator = run, server_round, coordinator
+        self._asked = asked
         node = context.node_config
         key = None
         if self._options["reproducible"]:
@@ -72,7 +78,7 @@ class Guard:
                     "privacy.reproducible=true makes noise that the coordinator can take off; a "
                     "site does not answer with such noise: leave it out"
                 )
-            place = f"{config['seed']}/{node['partition-id']}/{kind}/{server_round}"
+            place = f"{config['seed']}/{node['partition-id']}/{kind}/{asked.round}"
             key = hashlib.sha256(f"fedipfs/noise/{place}".encode()).digest()[: noise.KEY_BYTES]
         self._source = noise.generator(key)
         self._noise = noise.SECRET if key is None else noise.KNOWN
@@ -162,24 +168,33 @@ class Guard:
             receipt = self._ledger.spend(
                 [event],
                 purpose=purpose,
-                run=self._run,
-                round=self._round,
-                coordinator=self._coordinator,
+                **self._asked._asdict(),
             )
         self._head = receipt.head
         self._paid += [float(value) for value in event]
 
 
-def require_none(context: Context, data_set: Callable[[], str]) -> None:
-    """PrivacyRequired if the site has a ledger for these records: they have a budget to keep."""
+def require_none(
+    context: Context,
+    data_set: Callable[[], str],
+    part: Event | None = None,
+    asked: Asked | None = None,
+) -> None:
+    """PrivacyRequired if the site has a ledger for these records: they have a budget to keep.
+
+    Unless only a `part` in a noised sum is `asked` for: then that is paid. Raises BudgetSpent.
+    """
     if context.node_config.get("simulated"):
         return
     from fedipfs.privacy import ledger
 
     folder = str(context.node_config.get("ledger") or ledger.default_folder())
     with _discreet():
-        has_one = ledger.ledgers(folder) and ledger.find(folder, data_set()) is not None
-    if has_one:
+        found = ledger.find(folder, data_set()) if ledger.ledgers(folder) else None
+        if found is not None and part is not None and asked is not None:
+            found.spend([part], purpose="a part in a noised sum", **asked._asdict())
+            return
+    if found is not None:
         raise PrivacyRequired(
             "this site's data have a privacy budget, and what was asked would not keep count of "
             "it; run with privacy=dp_sgd"

@@ -34,6 +34,7 @@ from fedipfs.exchange import (
 from fedipfs.exchange import stages as names
 from fedipfs.exchange.mod import answering
 from fedipfs.privacy import masked as noised
+from fedipfs.privacy.rdp import Event
 from fedipfs.secagg import (
     Client,
     Delivery,
@@ -78,11 +79,16 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def masked(
-    message: Message, context: Context, *, private: bool, train: Callable[[], RecordDict]
+    message: Message,
+    context: Context,
+    *,
+    private: bool,
+    train: Callable[[Event | None], RecordDict],
 ) -> Message:
     """The answer to the stage MASKED: where the masked vector is, and no metrics.
 
-    `train` gives what is answered to a plain message to train; `private`: to keep records private.
+    `train` gives what is answered to a plain message to train; it is told what the noise that
+    clients add leaves for the site's ledger to pay, if they do. `private`: to keep records private.
     Asked the same again, after an answer that was lost, the client says the same again: it neither
     trains nor pays once more.
     """
@@ -94,7 +100,8 @@ def masked(
         return Message(stage.content(said), reply_to=message)
     stage.journal.need(Share.stage)
     base = stage.check_training(message, private)
-    trained = train()
+    noisy = stage.parameters.encoding == noised.ENCODING
+    trained = train(noised.event(stage.parameters) if noisy else None)
     vector = _encoded(stage.parameters, base, trained)
     put = partial(put_vector, stage.vault, stage.parameters)
     content = stage.content(stage.client.mask(delivery, vector, put))

@@ -10,6 +10,7 @@ import numpy as np
 from fedipfs.errors import BelowFloor, ConfigError
 from fedipfs.privacy import distributed, rotation
 from fedipfs.privacy.distributed import Parameters
+from fedipfs.privacy.rdp import Event
 from fedipfs.secagg import Parameters as Masks
 from fedipfs.secagg.quantize import encode_numbers
 
@@ -91,6 +92,16 @@ def epsilon(masks: Masks, survivors: list[int], delta: float) -> float:
     noise, _ = agreed(masks)
     pooling = int(dict(masks.details)["pooling"])
     return distributed.epsilon([(noise, count - pooling) for count in survivors], delta)
+
+
+def event(masks: Masks) -> Event:
+    """What a part in one sum costs the records of a client: for the ledger of its site.
+
+    Any record may change the update to any other, so it is the price of replacing the update.
+    """
+    noise, _ = agreed(masks)
+    found = distributed.gaussian_equivalent(noise, noise.survivors, replaced=True)
+    return Event(found, 1.0, 1)
 
 
 def encode(masks: Masks, update: np.ndarray) -> np.ndarray:

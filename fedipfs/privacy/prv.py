@@ -31,7 +31,8 @@ _TAIL = 1e-6  # share of delta that may lie beyond a grid
 _POINTS = 1 << 22  # of a grid: 32 MiB a copy; where more were needed, the excess grows instead
 _LARGEST = 500.0  # privacy loss whose exponential is computed
 _TILT = 0.8  # of the tilt that moves the mean to epsilon; more than it would be hard to bound
-_SEEN = 1e-8  # of the tilted mass: what rounding errors change by less than a millionth
+_ROUNDING = 1e-5  # share of delta that rounding errors may be
+_WIDEST = 2e-4  # step of a grid
 
 
 class _Grid(NamedTuple):
@@ -61,8 +62,12 @@ def epsilon(history: tuple[Event, ...], delta: float) -> float:
         log_mass += event.steps * math.log(mass)
         beyond += event.steps * lost
     tilted = np.roll(irfft(spectrum, grid.points), -(grid.lowest % grid.points))
-    target = delta * (1 - 2 * _TAIL) - beyond  # once for the grid's end, once for rounding errors
-    return _solved(tilted, grid, tilt, log_mass, target)
+    target = delta * (1 - _TAIL - _ROUNDING) - beyond
+    if target <= 0:
+        return math.inf
+    # Each frequency errs by about 1e-16, and so many times as much once raised to a power.
+    seen = (1e-15 + 1e-16 * steps) / _ROUNDING
+    return _solved(tilted, grid, tilt, math.log(target) - log_mass, seen)
 
 
 def _grid(divergences: np.ndarray, steps: int, epsilon: float, tilt: float, tail: float) -> _Grid:
@@ -72,7 +77,7 @@ def _grid(divergences: np.ndarray, steps: int, epsilon: float, tilt: float, tail
     exp(a (a - 1) h^2 / 8) at most, and by two thirds of this exponent on average over the cell.
     """
     far, alpha = -math.log(tail), np.asarray(ORDERS)
-    step = math.sqrt(12 * _EXCESS / ((1 + tilt / _TILT) * steps))
+    step = min(_WIDEST, math.sqrt(12 * _EXCESS / ((1 + tilt / _TILT) * steps)))
     while True:  # Chernoff's bound on both sides: E[exp((a - 1) loss)] and E[exp(-a loss)]
         moments = (alpha - 1) * (divergences + alpha * steps * step**2 / 8)
         lowest = -min(far, float(np.min((moments + far) / alpha)))
@@ -130,13 +135,12 @@ def _masses(z: np.ndarray) -> tuple[np.ndarray, float]:
     return mass, float(upper[-1])
 
 
-def _solved(tilted: np.ndarray, grid: _Grid, tilt: float, log_mass: float, target: float) -> float:
+def _solved(tilted: np.ndarray, grid: _Grid, tilt: float, log_target: float, seen: float) -> float:
     """The least epsilon whose delta, the sum of P(l) (1 - exp(epsilon - l)) over l > epsilon, fits.
 
-    In units of what the tilt made of a mass at each point, for no factor to overflow.
+    In units of what the tilt made of a mass at each point, for no factor to overflow. Where delta
+    is less than `seen` of them it drowns in rounding errors: no epsilon is looked for there.
     """
-    if target <= 0:
-        return math.inf
     backwards = tilted[::-1]
     p, q = (
         lfilter([1.0], [1.0, -math.exp(-rate * grid.step)], backwards)[::-1]
@@ -144,10 +148,10 @@ def _solved(tilted: np.ndarray, grid: _Grid, tilt: float, log_mass: float, targe
     )
     losses = (grid.lowest + np.arange(grid.points)) * grid.step
     with np.errstate(over="ignore"):
-        allowed = np.exp(math.log(target) - log_mass + tilt * losses)
-    seen = int(np.searchsorted(allowed, _SEEN))  # to the left of it, rounding errors are too large
-    over = np.flatnonzero(p[seen:] - q[seen:] > allowed[seen:])
-    at = seen + int(over[-1]) + 1 if len(over) else seen
+        allowed = np.exp(log_target + tilt * losses)
+    first = int(np.searchsorted(allowed, seen))
+    over = np.flatnonzero(p[first:] - q[first:] > allowed[first:])
+    at = first + int(over[-1]) + 1 if len(over) else first
     if at >= grid.points:
         return math.inf
     if not len(over):

@@ -44,6 +44,7 @@ RUN = (
     f"privacy.sample_rate={RATE}",
     "privacy.delta=1e-5",
     "privacy.accountant=rdp",
+    "stop.divergence=null",  # noise alone may make a good model ten times worse
     "run_id=run",
 )
 NAMES = ("client-0", "client-1", "client-2")
@@ -116,20 +117,20 @@ def test_a_run_costs_what_opacus_says_that_its_steps_cost(tmp_path):
 
 
 def test_three_runs_with_restarts_cost_exactly_what_one_long_run_costs(tmp_path, monkeypatch):
-    """Of each site: its ledger is the runs' own memory of nothing."""
+    """At each site, whose ledger is all that one run knows of another."""
     words = (*RUN, "rounds=5", "privacy.cap.epsilon=100")
     place = tmp_path / "shared"
     for number in (1, 2, 3):
-        words_ = (*words, f"privacy.ledger={place}", f"run_id=run-{number}")
+        own = (f"run_id=run-{number}", f"train.optimizer.lr=0.{number}")
+        words_ = (*words, f"privacy.ledger={place}", *own)
         for stop in (2, 4):
             interrupt_before(monkeypatch, stop)
             with pytest.raises(RunInterrupted):
                 play(tmp_path, *words_, resume=stop > 2)
             monkeypatch.undo()
         play(tmp_path, *words_, resume=True)
-    play(tmp_path, *words, "rounds=15", f"privacy.ledger={tmp_path / 'long'}", "run_id=long")
-    short = by_client(tmp_path / "run-3", place)
-    long = by_client(tmp_path / "long", tmp_path / "long")
+    play(tmp_path, *words, "rounds=15", "run_id=long")
+    short, long = by_client(tmp_path / "run-3", place), by_client(tmp_path / "long")
     assert set(short) == set(long) == set(NAMES)
     for name in NAMES:
         assert short[name].fingerprint == long[name].fingerprint
@@ -293,14 +294,11 @@ def test_a_round_that_is_repeated_after_a_crash_is_paid_again(tmp_path, monkeypa
         play(tmp_path, *words)
     monkeypatch.undo()
     done = play(tmp_path, *words, resume=True)
-    own = by_client(tmp_path / "run")
-    assert {name: steps(own[name]) for name in NAMES} == {
-        "client-0": 8,  # it had answered, and that was lost
-        "client-1": 8,  # it had paid
-        "client-2": 6,
-    }
+    told = sorted(ledgers(tmp_path / "run" / "ledgers"), key=steps)
+    # One had answered, and that was lost; one had paid.
+    assert [each.history for each in told] == [(Event(SIGMA, RATE, n),) for n in (6, 8, 8)]
     assert done["privacy"]["epsilon"] == cost(3)  # of what the record holds
-    assert own["client-0"].epsilon() == cost(4)  # of what was told
+    assert [each.epsilon() for each in told] == [cost(3), cost(4), cost(4)]
 
 
 def test_a_budget_for_no_more_than_was_planned_ends_a_run_that_repeats_a_round(
@@ -336,22 +334,20 @@ def test_a_run_that_is_killed_pays_for_what_it_repeats_and_ends_as_planned(tmp_p
     done = len(lines(metrics.parent))
     assert done >= 2 and all(paid >= 40 * done for paid in before.values())
     assert min(before.values()) < 40 * 6, "it was too quick to be killed"
-    finished = command("resume=run", "engine=serial", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    after = {each.fingerprint: steps(each) for each in ledgers(place)}
-    recorded = len(lines(metrics.parent))
-    assert recorded == 6
-    for name, paid in after.items():
-        assert paid == before[name] + 40 * (6 - done) >= 40 * 6
-    told = summary(metrics.parent)["privacy"]
-    assert told["epsilon"] == epsilon([(SIGMA, RATE, 240)], 1e-5, "rdp")
+    finished = play(tmp_path / "runs", *words, resume=True)
+    assert finished["rounds_completed"] == 6
+    assert finished["privacy"]["epsilon"] == epsilon([(SIGMA, RATE, 240)], 1e-5, "rdp")
+    for ledger in ledgers(place):
+        again = steps(ledger) - before[ledger.fingerprint]
+        assert again in (40 * (6 - done), 40 * (7 - done))  # the last line may not have counted
+        assert steps(ledger) >= 240
 
 
 @pytest.mark.slow
 def test_the_command_says_in_one_line_that_all_budgets_are_spent_and_exits_with_3(tmp_path):
-    words = (*RUN, "engine.workers=1", f"privacy.ledger={tmp_path / 'ledgers'}", "rounds=1")
-    assert command(*words, cwd=tmp_path).returncode == 0
-    again = command(*words, "run_id=again", cwd=tmp_path)
+    words = (*RUN, f"privacy.ledger={tmp_path / 'ledgers'}", "rounds=1")
+    play(tmp_path / "runs", *words)
+    again = command(*words, "run_id=again", "engine=serial", cwd=tmp_path)
     assert again.returncode == 3
     said = [line for line in again.stderr.splitlines() if "BudgetSpent" in line]
     assert said and "Traceback" not in again.stderr
@@ -512,10 +508,10 @@ def test_updates_may_be_compressed_after_the_noise(tmp_path, codec):
     ids=lambda words: words[0],
 )
 def test_whatever_else_is_chosen_costs_the_same(tmp_path, words):
-    done = play(tmp_path, *RUN, *words)
-    assert done["status"] == "finished" and done["privacy"]["epsilon"] == cost(2)
-    for line in lines(tmp_path / "run"):
-        assert line["clients"]["failed"] == [] and "train_loss" not in line["train"]
+    done = play(tmp_path, *RUN, "rounds=1", *words)
+    assert done["status"] == "finished" and done["privacy"]["epsilon"] == cost(1)
+    (line,) = lines(tmp_path / "run")
+    assert line["clients"]["failed"] == [] and "train_loss" not in line["train"]
     store = FolderStore(tmp_path / "store")
     record = dag.get_record(store, CID.parse(done["head_cid"]))
     examples = {update["examples"] for update in record["updates"]}

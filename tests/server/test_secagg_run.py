@@ -12,7 +12,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from flwr.app import ArrayRecord
 from parties import blocks
 from runs import QUICK, command, configure, lines, play, start
@@ -125,15 +124,13 @@ def test_every_strategy_makes_of_the_sum_what_it_makes_of_the_updates(tmp_path, 
     assert distance(one[0], other[0]) < (1e-3 if adaptive else 1e-5)
     assert abs(masked["metrics"]["accuracy"] - plain["metrics"]["accuracy"]) <= 0.002
     assert masked["sgd_steps"] == plain["sgd_steps"]
-    for before, after in zip(
-        lines(tmp_path / "plain" / "one"), lines(tmp_path / "masked" / "one"), strict=True
-    ):
-        assert after["train"].keys() == before["train"].keys()
-        if "train_loss" in before["train"] and strategy != "average":  # there all count the same
-            assert after["train"]["train_loss"] == pytest.approx(
-                before["train"]["train_loss"], abs=1e-5
-            )
-        assert after["clients"] == before["clients"]
+    assert masked["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], abs=1e-3)
+    before, after = (lines(tmp_path / name / "one") for name in ("plain", "masked"))
+    assert [line["clients"] for line in after] == [line["clients"] for line in before]
+    assert [line["train"].keys() for line in after] == [line["train"].keys() for line in before]
+    if strategy not in ("average", "fedsgd"):  # there all count the same; a gradient has no loss
+        loss = before[0]["train"]["train_loss"]
+        assert after[0]["train"]["train_loss"] == pytest.approx(loss, abs=1e-8)
 
 
 def test_a_clients_weight_ends_where_the_setting_says(tmp_path):
@@ -156,7 +153,7 @@ def test_batch_normalisation_travels_too(tmp_path):
     floats = {name for name, values in plain.items() if values.dtype.kind == "f"}
     assert any("running_var" in name for name in floats)
     pick = [{name: model[name] for name in floats} for model in (plain, masked)]
-    assert distance(*pick) < 2e-5  # the clip is 8 times as large, and so are the steps
+    assert distance(*pick) < 8e-5  # the clip is 8 times as large, and so are the steps
 
 
 def test_as_many_workers_as_you_like_give_the_same_sum(tmp_path):
@@ -506,23 +503,19 @@ def test_the_coordinator_audits_a_sealed_run(sealed, seal):
 
 
 def test_sealing_changes_the_model_by_rounding_only(sealed):
-    final = {
-        seal: safetensors.numpy.load_file(sealed / seal / "one" / "model.safetensors")
-        for seal in ("none", "updates", "all")
-    }
-    assert distance(final["none"], final["all"]) < 3e-5  # after two rounds
-    assert distance(final["none"], final["updates"]) < 3e-5
+    first = {}
+    for seal in ("none", "updates", "all"):
+        vault, (record, _) = chain(sealed / seal)
+        first[seal] = vault.weights(record["model_out"]).tensors()
+    assert 0 < distance(first["none"], first["all"]) < 2e-5
+    assert 0 < distance(first["none"], first["updates"]) < 2e-5
 
 
 @pytest.mark.parametrize("seal", ["updates", "all"])
 def test_nothing_says_who_took_part_where_updates_are_sealed(sealed, seal):
     words = [b"client-1", b"train_loss", b"survivors", b"clipped"]
     for cid, block in blocks(FolderStore(sealed / seal / "store")).items():
-        found = [word for word in words if word in block]
-        if seal == "updates" and found == [b"clipped"]:
-            continue  # nothing
-        # Under `updates` the configuration is in the clear, and has no names in it.
-        assert found == [], (cid, found)
+        assert [word for word in words if word in block] == [], cid
     everything = b"".join(blocks(FolderStore(sealed / "none" / "store")).values())
     assert [word for word in words if word not in everything] == []
 
@@ -643,10 +636,10 @@ def test_a_round_that_was_interrupted_is_begun_anew_with_other_keys(tmp_path, mo
         play(tmp_path / "parts", *words)
     monkeypatch.undo()
     resumed = play(tmp_path / "parts", *words, resume=True)
-    whole = play(tmp_path / "whole", *words)
+    plain = play(tmp_path / "whole", *QUICK, "rounds=3", "run_id=one")
     assert resumed["rounds_completed"] == 3
-    for one, other in zip(models(tmp_path / "parts"), models(tmp_path / "whole"), strict=True):
-        assert distance(one, other) < 3e-5
+    assert distance(models(tmp_path / "parts")[0], models(tmp_path / "whole")[0]) < 1e-5
+    assert abs(resumed["metrics"]["accuracy"] - plain["metrics"]["accuracy"]) <= 0.002
     vault, found = chain(tmp_path / "parts")
     sessions = [Session.from_bytes(record_of(vault, record).session) for record in found]
     run = str(found[0]["run"])
@@ -726,12 +719,10 @@ def test_what_was_told_to_be_pinned_is_what_clients_see(tmp_path, monkeypatch, p
     words = (*SIX, "secagg=on", f"privacy={privacy}", "rounds=1")
     text = told(tmp_path, *words, "run_id=free")
     (pin,) = re.findall("secagg-parameters=([0-9a-f]{64})", text)
-    node = {"secagg-parameters": pin}
-    monkeypatch.setattr(simulation, "node_config", lambda *_: node)
+    monkeypatch.setattr(simulation, "node_config", lambda *_: {"secagg-parameters": pin})
     assert play(tmp_path, *words, "run_id=pinned")["status"] == "finished"
-    with pytest.raises(RunFailed, match="BelowFloor: the parameters' hash is [0-9a-f]{64}: this"):
-        play(tmp_path, *words, "secagg.clip=2" if privacy != "distributed" else "secagg.threshold=6",
-             "run_id=other")  # fmt: skip
+    with pytest.raises(RunFailed, match=r"BelowFloor: the parameters' hash is [0-9a-f]{64}: this"):
+        play(tmp_path, *words, "secagg.threshold=6", "run_id=other")
 
 
 def test_values_that_are_cut_off_are_counted_and_another_clip_is_suggested(tmp_path):
@@ -746,11 +737,11 @@ def test_values_that_are_cut_off_are_counted_and_another_clip_is_suggested(tmp_p
 
 
 REFUSALS = [
-    (("strategy=krum",), "strategy=krum needs each of them"),
+    (("strategy=krum", "clients.total=5"), "strategy=krum needs each of them"),
     (("strategy=best_model",), "strategy=best_model needs each of them"),
     (("strategy=ensemble",), "strategy=ensemble needs each of them"),
     (("strategy=fedmedian",), "strategy=fedmedian needs each of them"),
-    (("strategy=scaffold", "~train.optimizer.momentum"), "strategy=scaffold needs each of them"),
+    (("strategy=scaffold",), "strategy=scaffold needs each of them"),
     (("strategy=fednova",), "strategy=fednova needs each of them"),
     (("strategy=qfedavg", "strategy.client_learning_rate=0.1"), "strategy=qfedavg needs each"),
     (("strategy=fedbuff",), "strategy=fedbuff needs each of them"),
@@ -768,18 +759,15 @@ REFUSALS = [
     (("secagg.dropouts=0.9",), "threshold 3 of 4 withstands 1 drop-outs, not 3"),
     (("secagg.examples=0",), "secagg.examples=0: with strategy=average all clients weigh"),
     (("strategy=average", "secagg.examples=9"), "secagg.examples=9: with strategy=average all"),
-    (("clients.total=2",), "secure aggregation among 2 clients: use 3 to 4096"),
-    (("clients.per_round=2",), "secure aggregation among 2 clients: use 3 to 4096"),
+    (("clients.total=2",), "secure aggregation among 2 clients: use 3 to"),
+    (("clients.per_round=2",), "secure aggregation among 2 clients: use 3 to"),
 ]
 
 
 @pytest.mark.parametrize(("words", "says"), REFUSALS)
 def test_what_masks_do_not_go_with_is_refused_before_anything_is_made(tmp_path, words, says):
-    mine = [
-        word for word in QUICK if word.partition("=")[0] not in {w.partition("=")[0] for w in words}
-    ]
     with pytest.raises(ConfigError, match=re.escape(says)) as caught:
-        play(tmp_path, *mine, *words, "secagg=on", "run_id=one")
+        play(tmp_path, *QUICK, *words, "secagg=on", "run_id=one")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "one").exists()
 
