@@ -65,8 +65,8 @@ def epsilon(history: tuple[Event, ...], delta: float) -> float:
     target = delta * (1 - _TAIL - _ROUNDING) - beyond
     if target <= 0:
         return math.inf
-    # Each frequency errs by about 1e-16, and so many times as much once raised to a power.
-    seen = (1e-15 + 1e-16 * steps) / _ROUNDING
+    # Ten times the rounding errors that were seen in sums over masses that should be zero.
+    seen = min(1e-13, 1e-15 + 1e-17 * steps) / _ROUNDING
     return _solved(tilted, grid, tilt, math.log(target) - log_mass, seen)
 
 
