@@ -21,7 +21,16 @@ from fedipfs.strategies.catalogue import parameters
 
 CONF = Path(next(iter(fedipfs.conf.__path__)))
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
-GROUPS = ("task", "strategy", "compression", "attack", "store", "engine")
+GROUPS = (
+    "task",
+    "strategy",
+    "compression",
+    "privacy",
+    "secagg",
+    "attack",
+    "store",
+    "engine",
+)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted(CONF.glob(f"{group}/*.yaml"))]
 # The parameters that every Flower strategy has are set from `clients`, not in strategy/*.yaml.
 COMMON = set(inspect.signature(flower.FedAvg).parameters)
@@ -58,7 +67,8 @@ def test_every_experiment_composes_and_has_a_task(name):
 
 def test_the_experiments_that_the_documentation_names_are_there():
     assert {
-        "mnist", "mnist_noniid", "mnist_mcmahan", "lr_mnist_1000", "digits", "tabular"
+        "mnist", "mnist_noniid", "mnist_mcmahan", "lr_mnist_1000", "digits", "tabular",
+        "digits_dp", "mnist_dp", "mnist_dp_secagg",
     } <= set(EXPERIMENTS)  # fmt: skip
 
 
