@@ -131,6 +131,18 @@ def one_thread() -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 
+def as_worker() -> None:
+    """Start this script anew, unless it has the environment that a run gives its workers."""
+    kept = str(1 << 30)  # bytes of freed memory: see fedipfs.server.engine.pool.warm_up
+    wanted = {
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": kept,
+        "MALLOC_MMAP_THRESHOLD_": kept,
+    }
+    if not wanted.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
+
+
 def average(states: list[tuple[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """The mean of state_dicts weighted by examples, in memory."""
     total = sum(count for count, _ in states)

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "privacy"  # the key of what an answer says of its own privacy
 LEVEL = "dp_sgd"
+_LEAST_BOUND = 1e-9
 
 
 class Asked(NamedTuple):
@@ -69,6 +70,8 @@ class Guard:
 
         self._event = Event
         self._config, self._options = config, config["privacy"]
+        for bound in (self._options["clip_norm"], *self._options["metric_bounds"].values()):
+            _check_bound(bound)
         self._asked = asked
         node = context.node_config
         key = None
@@ -212,6 +215,18 @@ def _discreet() -> Iterator[None]:
             f"the site's privacy ledger cannot be used ({type(error).__name__}); its own log says "
             "why"
         ) from error
+
+
+def _check_bound(bound: Any) -> None:
+    """ConfigError for what noise, as floating-point numbers have it, would not be in proportion to.
+
+    The coordinator's own check does not count here.
+    """
+    if type(bound) not in (int, float) or not _LEAST_BOUND <= bound <= 1 / _LEAST_BOUND:
+        raise ConfigError(
+            f"privacy.clip_norm or one of privacy.metric_bounds is {bound!r:.40}: a site takes "
+            f"numbers from {_LEAST_BOUND:g} to {1 / _LEAST_BOUND:g}"
+        )
 
 
 def _open_ledger(node: Mapping[str, Any], data_set: str, options: Mapping[str, Any]) -> Ledger:

@@ -1,65 +1,32 @@
 """DP-SGD with Opacus: gradients that are clipped example by example, summed, and noised.
 
-Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1. Opacus computes and
-clips; who is in a batch and the noise are drawn from our own generator (noise.py). The batch's size
-is nowhere used: the sum is divided by the expected size, which everybody knows.
+Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1. Opacus knows what each
+kind of layer needs; who is in a batch and the noise are drawn from our own generator (noise.py).
+The batch's size is nowhere used: the sum is divided by the expected size, which everybody knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.grad import conv2d_weight
 
 from fedipfs.privacy.base import GHOST, Mechanism
-from fedipfs.privacy.opacus_compat import (
-    BatchSplittingSampler,
-    DPOptimizer,
-    DPOptimizerFastGradientClipping,
-    GradSampleModule,
-    GradSampleModuleFastGradientClipping,
-)
+from fedipfs.privacy.opacus_compat import GradSampleModule, GradSampleModuleFastGradientClipping
 from fedipfs.tasks import Task
 
 _MOST_VALUES = 1 << 26  # of per-example gradients: with more, memory is what takes the time
+_SUM = {"loss_reduction": "sum", "batch_first": True}
 
-
-class _OwnNoise(DPOptimizer):
-    """Opacus' optimizer with noise from a generator that is handed in."""
-
-    source: np.random.Generator
-
-    def add_noise(self) -> None:
-        deviation = self.noise_multiplier * self.max_grad_norm
-        for each in self.params:
-            total = each.summed_grad.view_as(each)
-            each.grad = total.add_(gaussian(self.source, each, deviation)) if deviation else total
-
-
-class _Hooks(_OwnNoise):
-    def clip_and_accumulate(self) -> None:
-        """As Opacus', but examples whose gradient is not finite count as none."""
-        samples = self.grad_samples
-        if not all(each.sum().isfinite() for each in samples):
-            rows = [each.reshape(len(each), -1).isfinite().all(1) for each in samples]
-            for each in samples:
-                each[~torch.stack(rows).all(0)] = 0
-        super().clip_and_accumulate()
-
-
-class _Ghost(_OwnNoise, DPOptimizerFastGradientClipping):
-    def accumulate(self) -> None:
-        """As Opacus', without a copy of each gradient."""
-        for each in self.params:
-            if each.summed_grad is None:
-                each.summed_grad, each.grad = each.grad, None
-            else:
-                each.summed_grad.add_(each.grad)
+# From a layer, its inputs and the gradient by its output: something of each example's gradient.
+_Sampler = Callable[[Any, list[Tensor], Tensor], Mapping[Any, Tensor]]
 
 
 def gaussian(source: np.random.Generator, like: Tensor, deviation: float) -> Tensor:
@@ -93,60 +60,26 @@ class PrivateGradients:
     @property
     def at_once(self) -> int:
         """Examples in memory at once."""
-        if self.mode == GHOST:
-            return self.physical_batch
-        trained = sum(each.numel() for each in self.model.parameters() if each.requires_grad)
-        return max(1, min(self.physical_batch, _MOST_VALUES // max(1, trained)))
+        ghost = self.mode == GHOST
+        layers = [each for each in self.model.modules() if not (ghost and type(each) in _NORMS)]
+        own = [p for each in layers for p in each.parameters(recurse=False) if p.requires_grad]
+        values = sum(each.numel() for each in own)
+        return max(1, min(self.physical_batch, _MOST_VALUES // max(1, values)))
 
     def __enter__(self) -> PrivateGradients:
         # What a layer notes of its inputs, such as running means, gets no noise: it stays here.
         self._buffers = [(each, each.detach().clone()) for each in self.model.buffers()]
-        ghost, clip = self.mode == GHOST, self.mechanism.clip_norm
-        self._hooks: Any = (
-            GradSampleModuleFastGradientClipping(
-                self.model, loss_reduction="sum", max_grad_norm=clip
-            )
-            if ghost
-            else GradSampleModule(self.model, loss_reduction="sum")
-        )
-        self._private = (_Ghost if ghost else _Hooks)(
-            self.optimizer,
-            noise_multiplier=self.mechanism.noise_multiplier,
-            max_grad_norm=clip,
-            expected_batch_size=self.mechanism.batch_size,
-        )
-        self._private.source = self.source
-        self._ends: list[Tensor] = []
-        self._watched = [
-            each.register_forward_hook(self._note_end, with_kwargs=True)
-            for each in self._hooks.iterate_submodules(self.model)
-        ]
+        self._layers = _Layers(self.model, self.mode == GHOST)
+        groups = self.optimizer.param_groups
+        self._parameters = [p for each in groups for p in each["params"] if p.requires_grad]
         return self
 
     def __exit__(self, *problem: object) -> None:
-        for each in self._watched:
-            each.remove()
-        self._hooks.cleanup()
-        self._ends.clear()
-        for parameter in self._private.params:
-            del parameter.summed_grad
-        for module in self.model.modules():  # what Opacus forgets: examples, of the last batch
-            vars(module).pop("activations", None)
-            vars(module).pop("max_batch_len", None)
+        self._layers.forget()
+        self._layers.cleanup()
         with torch.no_grad():
             for buffer, came in self._buffers:
                 buffer.copy_(came)
-
-    def _note_end(self, module: nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
-        """Keep the output of a trained layer that nothing trained comes before.
-
-        A recurrent layer has several, but is made of layers that have one.
-        """
-        leaves = tree_leaves((inputs, keywords))
-        if isinstance(output, Tensor) and not any(
-            isinstance(each, Tensor) and each.requires_grad for each in leaves
-        ):
-            self._ends.append(output)
 
     def fill(self, chosen: np.ndarray | None = None) -> None:
         """Set `grad` of every trained parameter to one step's: (clipped sum + noise) / batch_size.
@@ -156,54 +89,169 @@ class PrivateGradients:
         if chosen is None:
             draws = self.source.random(len(self.targets))
             chosen = np.flatnonzero(draws < self.mechanism.sample_rate)
-        for part in self._parts(chosen):
-            self._private.zero_grad(set_to_none=True)  # but not what this batch has summed so far
-            self._backward(self.inputs[part], self.targets[part])
-            self._private.pre_step()
+        first, *others = np.array_split(chosen, max(1, math.ceil(len(chosen) / self.at_once)))
+        sums = self._clipped(torch.from_numpy(first))
+        for part in others:
+            for total, more in zip(sums, self._clipped(torch.from_numpy(part)), strict=True):
+                total.add_(more)
+        deviation = self.mechanism.noise_multiplier * self.mechanism.clip_norm
+        for each, total in zip(self._parameters, sums, strict=True):
+            if deviation:
+                total.add_(gaussian(self.source, each, deviation))
+            each.grad = total.div_(self.mechanism.batch_size)
 
-    def _parts(self, chosen: np.ndarray) -> Iterator[list[int]]:
-        return iter(
-            BatchSplittingSampler(
-                sampler=[chosen],
-                max_batch_size=self.at_once,
-                optimizer=self._private,
-            )
-        )
+    def _clipped(self, chosen: Tensor) -> list[Tensor]:
+        """For each trained parameter the sum of the clipped gradients of the examples `chosen`.
 
-    def _backward(self, inputs: Tensor, targets: Tensor) -> None:
-        """Leave with each parameter what its optimizer sums: clipped or per-example gradients.
-
-        Row i of the sum's gradient by the output belongs to example i, so a loss need only be the
-        mean of something of each example; it is not asked for them one by one. An example whose
-        gradient has no finite norm counts as none: no factor would shorten it.
+        A loss need only be the mean of something of each example; it is not asked for them one by
+        one. An example whose gradient has no finite norm counts as none: no factor would shorten
+        it.
         """
-        if not len(targets):
-            return self._nothing()
-        ghost, parameters = self.mode == GHOST, self._private.params
-        self._ends.clear()
-        output = self._hooks(inputs)
-        total = self.task.loss(output, targets) * len(targets)
-        (rows,) = torch.autograd.grad(total, output)
-        # Hooks take what they need on the way to the first trained layers: so the gradients of the
-        # whole batch by weights, half of the work, are not computed here.
-        torch.autograd.grad(output, self._ends, rows, retain_graph=ghost)
-        if not ghost:
-            return
-        factors = self._hooks.get_clipping_coef().view(-1, *[1] * (rows.dim() - 1))
-        finite = self._hooks.per_sample_gradient_norms.isfinite()
-        for each in parameters:
-            del each._norm_sample  # a layer that is passed by the next time shall not be overlooked
-        self._private.zero_grad(set_to_none=True)
-        if not finite.all():
-            return self._backward(inputs[finite], targets[finite])
-        self._hooks.disable_hooks()
-        torch.autograd.backward(output, rows * factors, inputs=parameters)
-        self._hooks.enable_hooks()
+        if not len(chosen):  # which no model need see
+            return [torch.zeros_like(each) for each in self._parameters]
+        try:
+            output = self._layers(self.inputs[chosen])
+            total = self.task.loss(output, self.targets[chosen]) * len(chosen)
+            norms = self._layers.norms(total, self._parameters)
+            finite = norms.isfinite()
+            if finite.all():
+                factors = (self.mechanism.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+                return self._layers.sums(self._parameters, factors)
+        finally:
+            self._layers.forget()
+        return self._clipped(chosen[finite.cpu()])
 
-    def _nothing(self) -> None:
-        """An empty batch, which no model need see."""
-        for each in self._private.params:
-            if self.mode == GHOST:
-                each.grad = torch.zeros_like(each)
-            else:
-                each.grad_sample = each.new_zeros((0, *each.shape))
+
+class _Layers(GradSampleModule):
+    """A model, with what clipping needs of each of its layers, once `norms` has been asked for.
+
+    That is each example's gradient; or, with `ghost`, where there is a formula for its norm, no
+    more than the gradient by the layer's output, from which `sums` comes to the same result ("book-
+    keeping", Bu et al. 2023). So nothing goes through the whole model twice.
+    """
+
+    def __init__(self, model: nn.Module, ghost: bool) -> None:
+        super().__init__(model, loss_reduction="sum")
+        for hook in self.autograd_grad_sample_hooks[1::2]:  # those of the way back: see `norms`
+            hook.remove()
+        self._ghost = ghost
+        self._calls: list[tuple[nn.Module, GradientEdge]] = []
+        self._kept: list[tuple[list[Any], GradientEdge, Tensor]] = []
+
+    def capture_activations_hook(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        super().capture_activations_hook(layer, inputs, output)
+        output = output if isinstance(output, Tensor) else output[0]  # as Opacus does
+        self._calls.append((layer, get_gradient_edge(output)))
+
+    def norms(self, total: Tensor, parameters: list[Any]) -> Tensor:
+        """The norm of each example's gradient, (examples,), `total` being their sum's loss.
+
+        On the way there are no gradients by weights, which would be those of the whole batch and
+        half of the work; and no hooks, which for small models would take as long as the rest.
+        """
+        calls = self._calls[::-1]
+        outputs = [output for _, output in calls]
+        backprops = torch.autograd.grad(total, outputs, retain_graph=self._ghost)
+        for (layer, output), gradient in zip(calls, backprops, strict=True):
+            self._take(layer, output, gradient)
+        norms = [
+            each._norm_sample
+            if hasattr(each, "_norm_sample")
+            else torch.linalg.vector_norm(each.grad_sample.flatten(1), dim=1)
+            for each in parameters
+        ]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+    def _take(self, layer: nn.Module, output: GradientEdge, gradient: Tensor) -> None:
+        """Leave with the layer's parameters what is needed: `grad_sample`, `_norm_sample`."""
+        trained: list[Any] = [each for each in layer.parameters() if each.requires_grad]
+        tied = any(p._forward_counter > 1 or hasattr(p, "_current_grad_sample") for p in trained)
+        norms, gradients = _NORMS.get(type(layer)), _GRADIENTS.get(type(layer))
+        if ghost := bool(self._ghost and norms):
+            if tied:
+                raise NotImplementedError("there is no formula for weights that are used twice")
+        elif tied or not gradients:
+            return self.capture_backprops_hook(layer, None, (gradient,), **_SUM)
+        inputs, gradient = self.rearrange_grad_samples(module=layer, backprops=gradient, **_SUM)
+        if norms and (ghost or gradient.dim() == 2):
+            for each, values in norms(layer, inputs, gradient).items():
+                each._norm_sample = values
+        if ghost:
+            self._kept.append((trained, output, gradient))
+        elif gradients:  # as Opacus would, but that reads and writes all of them twice more
+            for each, values in gradients(layer, inputs, gradient).items():
+                each.grad_sample = values
+
+    def sums(self, parameters: list[Any], factors: Tensor) -> list[Tensor]:
+        """For each of `parameters` the sum of the examples' gradients times `factors`."""
+        found = {
+            each: torch.mv(each.grad_sample.flatten(1).t(), factors).view_as(each)
+            for each in parameters
+            if each.grad_sample is not None
+        }
+        for trained, output, gradient in self._kept:
+            gradient = gradient * factors.view(-1, *[1] * (gradient.dim() - 1))
+            found |= zip(trained, torch.autograd.grad(output, trained, gradient), strict=True)
+        return [found[each] for each in parameters]
+
+    def forget(self) -> None:
+        """Keep nothing of any example; a layer that is passed by the next time is missed then."""
+        self._calls.clear()
+        self._kept.clear()
+        for layer in self._module.modules():
+            vars(layer).pop("activations", None)
+            vars(layer).pop("max_batch_len", None)
+        for each in self._module.parameters():
+            each.grad_sample, each._forward_counter = None, 0
+            vars(each).pop("_norm_sample", None)
+            vars(each).pop("_current_grad_sample", None)
+
+
+def _of_convolution(
+    layer: nn.Conv2d, inputs: list[Tensor], gradient: Tensor
+) -> Mapping[Any, Tensor]:
+    """Each example's gradient, from one convolution in which every example is a group of its own.
+
+    Opacus unfolds the inputs, which takes up to twice as long.
+    """
+    if isinstance(layer.padding, str):
+        return GradSampleModule.GRAD_SAMPLERS[nn.Conv2d](layer, inputs, gradient)
+    found: dict[Any, Tensor] = {}
+    if layer.weight.requires_grad:
+        count, shape = len(gradient), layer.weight.shape
+        found[layer.weight] = conv2d_weight(
+            inputs[0].reshape(1, -1, *inputs[0].shape[2:]),
+            [count * shape[0], *shape[1:]],
+            gradient.reshape(1, -1, *gradient.shape[2:]),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            count * layer.groups,
+        ).view(count, *shape)
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = gradient.sum((2, 3))
+    return found
+
+
+def _norms_of_linear(
+    layer: nn.Linear, inputs: list[Tensor], gradient: Tensor
+) -> Mapping[Any, Tensor]:
+    """Each example's norm, which is that of an outer product: the product of two norms.
+
+    They are float64: Opacus multiplies squares, and in float32 that of 1e-23 is zero, however large
+    the other one.
+    """
+    if gradient.dim() != 2:
+        return _OPACUS[nn.Linear](layer, inputs, gradient)
+    norm = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64)
+    other = torch.linalg.vector_norm(inputs[0], dim=1, dtype=torch.float64)
+    found: dict[Any, Tensor] = {layer.weight: norm * other, layer.bias: norm}
+    return {p: values.to(p.dtype) for p, values in found.items() if p is not None}
+
+
+_OPACUS: Mapping[type, _Sampler] = GradSampleModuleFastGradientClipping.NORM_SAMPLERS
+_NORMS: Mapping[type, _Sampler] = {**_OPACUS, nn.Linear: _norms_of_linear}
+_GRADIENTS: Mapping[type, _Sampler] = {
+    nn.Conv2d: _of_convolution,
+    nn.Linear: GradSampleModule.GRAD_SAMPLERS[nn.Linear],
+}

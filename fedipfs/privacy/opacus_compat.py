@@ -8,7 +8,6 @@ import warnings
 _root = logging.getLogger()
 _before = _root.handlers[:], _root.level
 
-from opacus.accountants.analysis.rdp import compute_rdp  # noqa: E402
 from opacus.grad_sample import GradSampleModule  # noqa: E402
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (  # noqa: E402
     GradSampleModuleFastGradientClipping,
@@ -30,5 +29,4 @@ __all__ = [
     "GradSampleModule",
     "GradSampleModuleFastGradientClipping",
     "ModuleValidator",
-    "compute_rdp",
 ]

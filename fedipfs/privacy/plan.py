@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.optimize import brentq
+
 from fedipfs.errors import ConfigError
 from fedipfs.privacy.accounting import Event, History, epsilon, merged
 
-_LEAST_NOISE, _MOST_NOISE, _PRECISION = 1e-2, 1e6, 1e-3
+_LEAST_LOG, _MOST_LOG = -5.0, 14.0  # of a noise multiplier that is looked for
+_PRECISION = 1e-3  # relative
 _MOST_ROUNDS = 1 << 20
 _CARE = 10  # delta is at most 1 / (10 N): one over the number of records promises nothing
 
@@ -114,20 +117,29 @@ def plan(
 def _least_noise(
     cost: Callable[[float, int], float], target: float, rounds: int, delta: float
 ) -> float:
-    """The least noise that is enough, to a thousandth."""
-    low, high = _LEAST_NOISE, 1.0
-    while cost(high, rounds) > target:
-        low, high = high, 2 * high
-        if high > _MOST_NOISE:
+    """The least noise that is enough, to a thousandth; none below exp(-5) is looked for."""
+
+    def excess(exponent: float) -> float:
+        return math.log(max(cost(math.exp(exponent), rounds), 1e-9) / target)
+
+    high = 0.0
+    while excess(high) > 0:
+        high += 1
+        if high > _MOST_LOG:
             raise ConfigError(
                 f"no noise keeps privacy.epsilon={target:g} at delta {delta:g} over {rounds} "
-                f"rounds: {cost(_MOST_NOISE, rounds):.3g} is spent on other things, such as "
-                "metrics; raise epsilon or privacy.metrics_noise_multiplier, or withhold them"
+                f"rounds: {cost(math.exp(_MOST_LOG), rounds):.3g} is spent on other things, such "
+                "as metrics; raise epsilon or privacy.metrics_noise_multiplier, or withhold them"
             )
-    while high / low > 1 + _PRECISION:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if cost(middle, rounds) <= target else (middle, high)
-    return high
+    low = high - 1
+    while low > _LEAST_LOG and excess(low) <= 0:
+        low, high = low - 1, low
+    if excess(low) <= 0:
+        return math.exp(low)
+    found = float(brentq(excess, low, high, xtol=_PRECISION / 4))
+    while excess(found) > 0:
+        found += _PRECISION / 4
+    return math.exp(found)
 
 
 def _most_rounds(

@@ -62,9 +62,9 @@ def _step(sigma: float, q: float) -> np.ndarray:
 
 
 def _binomial(sigma: float, q: float, order: int) -> float:
-    """log E_Q[(P/Q)^order] at a whole order: equation 5 of the paper, less the terms that add to 1.
+    """log E_Q[(P/Q)^order] at a whole order by the paper's binomial sum.
 
-    The latter so that what is far below 1 is not lost beside it.
+    What exceeds 1 is summed for itself, for it may be far less than what rounding leaves of 1.
     """
     i = np.arange(2, order + 1)
     exponent = i * (i - 1) / (2 * sigma**2)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from sites import CAP, CAPABILITIES, EVALUATE, QUADRATIC, SECTION, TRAIN, Sites
+from ledgered import CAP, CAPABILITIES, EVALUATE, QUADRATIC, SECTION, TRAIN, Sites
 from zoo import Small, examples, mlp
 
 from fedipfs.clients import trainer
+from fedipfs.errors import DagCborError
 from fedipfs.exchange import to_torch
 from fedipfs.privacy import dpsgd, noise
 from fedipfs.privacy.accounting import Event, epsilon
@@ -246,6 +248,21 @@ def test_a_simulated_site_makes_noise_that_follows_from_seed_client_and_round(st
     sites.reconfigure({"reproducible": True})
     for other in (*others, update()):
         assert not torch.equal(other, first)
+
+
+BOUNDS = [float("nan"), float("inf"), 0.0, -1.0, 1e-42, 1e30, True, "1.0"]
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_bounds_that_no_noise_could_be_in_proportion_to_are_refused_unpaid(store, tmp_path, bound):
+    """A coordinator that wants to see more sends what its own check would refuse."""
+    sites = Sites(store, tmp_path)
+    for option in ({"clip_norm": bound}, {"metric_bounds": {"loss": bound}}):
+        with suppress(DagCborError):  # NaN and infinities do not get so far
+            sites.reconfigure(option)
+            for kind in (TRAIN, EVALUATE):
+                assert "a site takes numbers from 1e-09 to 1e+09" in sites.refusal(kind)
+    assert sites.ledger().spends == []
 
 
 # ---- what is wrong with a ledger stays at the site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from itertools import permutations
 from pathlib import Path
@@ -27,7 +28,6 @@ from fedipfs.privacy.accounting import (
     epsilon,
     merged,
     most_steps,
-    noise_multiplier_for,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/dp_accounting.json").read_text())
@@ -105,7 +105,7 @@ def test_the_facts_page():
         assert found == pytest.approx(expected, abs=0.5 if noise_multiplier == 1 else 0.06)
 
 
-@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9, 1e-13, 1e-30])
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9, 1e-13, 1e-20])
 @pytest.mark.parametrize(("sigma", "steps"), [(0.1, 1), (0.7, 1), (3, 1), (3, 50), (400, 7)])
 def test_plain_gaussians_are_as_the_analytic_mechanism_says(sigma, steps, delta):
     exact = gaussian(sigma / math.sqrt(steps), delta)
@@ -113,9 +113,17 @@ def test_plain_gaussians_are_as_the_analytic_mechanism_says(sigma, steps, delta)
     assert exact - 1e-9 <= ours <= exact + max(1e-4, 1e-6 * exact)
 
 
-def test_one_step_is_as_the_hockey_stick_divergence_says():
-    sigma, q, delta = 0.8, 0.05, 1e-6
-
+@pytest.mark.parametrize(
+    ("sigma", "q", "delta"),
+    [
+        (0.8, 0.05, 1e-6),
+        (0.58, 3e-5, 2e-10),
+        (0.92, 4e-4, 4e-11),
+        (0.73, 7e-4, 3e-13),
+        (20, 0.3, 1e-9),
+    ],
+)
+def test_one_step_is_as_the_hockey_stick_divergence_says(sigma, q, delta):
     def exceeded(e: float) -> float:
         x = sigma**2 * math.log((math.exp(e) - 1 + q) / q) + 0.5  # where the loss is e
         with_it = (1 - q) * norm.sf(x / sigma) + q * norm.sf((x - 1) / sigma)
@@ -123,6 +131,24 @@ def test_one_step_is_as_the_hockey_stick_divergence_says():
 
     exact = brentq(exceeded, 1e-6, 20, xtol=1e-12)
     assert exact <= epsilon([(sigma, q, 1)], delta) <= exact + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("history", "delta", "expected"),
+    [  # dp-accounting with a grid of 1e-5: a delta that few of many rare events make
+        ([(1.284, 2.7e-5, 30_180)], 8.8e-9, 0.0188),
+        ([(1.1, 1e-4, 10_000)], 1e-8, 0.0526),
+        ([(1.1, 1e-3, 10_000)], 1e-10, 0.6902),
+    ],
+)
+def test_rare_events_at_a_small_delta(history, delta, expected):
+    assert epsilon(history, delta) == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_rounding_errors_hide_is_not_taken_for_nothing():
+    events = [(67.08, 2.87e-5, 6), (11.23, 1.27e-3, 2121), (2.145, 1.06e-4, 45_627)]
+    for delta in (2.75e-10, 1e-13, 1e-20, 1e-40):
+        assert 0.01 < epsilon(events, delta) <= epsilon(events, delta, "rdp")
 
 
 @pytest.mark.parametrize(
@@ -206,8 +232,9 @@ def test_what_hides_within_delta_costs_nothing():
 def test_extremes_have_an_answer(accountant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for history in ([(0.01, 1, 10)], [(0.05, 0.9, 1000)], [(0.02, 1e-3, 3)], [(0.3, 1e-9, 1)]):
-            assert 0 <= epsilon(history, 1e-5, accountant) < math.inf
+        for noise in (1e-100, 0.01, 0.02, 0.05, 0.3, 1e4, 1e100):
+            for rate, steps in ((1, 10), (0.9, 1000), (0.5, 7), (1e-3, 3), (1e-9, 1), (1e-300, 1)):
+                assert 0 <= epsilon([(noise, rate, steps)], 1e-5, accountant) < math.inf
         assert epsilon([(1.0, 1e-4, MOST_STEPS)], 1e-5, accountant) < 3
 
 
@@ -229,39 +256,20 @@ def test_most_steps_is_where_epsilon_passes(history, mechanism, cap, accountant)
         assert spent(steps + further) > cap - 3e-5
 
 
-@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])
-@given(histories, mechanisms, st.integers(1, 3000), st.floats(0.5, 8), accountants)
-def test_the_noise_that_is_found_is_enough_and_hardly_more(
-    history, mechanism, steps, target, accountant
-):
-    _, rate = mechanism
-    assume(epsilon(history, 1e-5, accountant) < 0.9 * target)
-    options = {"epsilon": target, "delta": 1e-5, "accountant": accountant}
-    found = noise_multiplier_for(sample_rate=rate, steps=steps, history=history, **options)
-    assert epsilon([*history, (found, rate, steps)], 1e-5, accountant) <= target
-    if found > 0.011:
-        less = (found / 1.002, rate, steps)
-        assert epsilon([*history, less], 1e-5, accountant) > target - 3e-5
-    assert most_steps(history, found, rate, **options) >= steps - 1 - steps // 10_000
-
-
 def test_searches_at_their_ends():
     cap = {"epsilon": 1.0, "delta": 1e-5}
     assert most_steps([(1.0, 1, 1)], 1.0, 0.01, **cap) == 0  # spent already
     assert most_steps([], 0.3, 1, **cap) == 0
     assert most_steps([], 1e5, 1e-3, **cap) == MOST_STEPS
     assert most_steps([(1e5, 1e-3, 10)], 1e5, 1e-3, **cap) == MOST_STEPS - 10
-    assert noise_multiplier_for(sample_rate=1e-6, steps=1, **cap) < 0.05
-    with pytest.raises(ConfigError, match=r"no noise keeps epsilon at 1 .* spent 4.38; raise"):
-        noise_multiplier_for(sample_rate=0.01, steps=10, history=[(1.0, 1, 1)], **cap)
 
 
 # ---- misuse
 
 
-@pytest.mark.parametrize("bad", [0, -1.0, math.nan, math.inf, "1", None, True])
+@pytest.mark.parametrize("bad", [0, -1.0, 1e300, math.nan, math.inf, "1", None, True])
 def test_a_noise_multiplier_is_positive_and_finite(bad):
-    with pytest.raises(ConfigError, match=f"noise_multiplier {bad!r}: "):
+    with pytest.raises(ConfigError, match=re.escape(f"noise_multiplier {bad!r}: ")):
         epsilon([(bad, 0.1, 1)], 1e-5)
     with pytest.raises(ConfigError, match="noise_multiplier"):
         most_steps([], bad, 0.1, epsilon=1.0, delta=1e-5)
@@ -271,16 +279,12 @@ def test_a_noise_multiplier_is_positive_and_finite(bad):
 def test_a_sample_rate_is_a_probability(bad):
     with pytest.raises(ConfigError, match=f"sample_rate {bad!r}: "):
         merged([(1.0, bad, 1)])
-    with pytest.raises(ConfigError, match="sample_rate"):
-        noise_multiplier_for(epsilon=1.0, delta=1e-5, sample_rate=bad, steps=1)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, math.nan, MOST_STEPS + 1, "3", True])
 def test_steps_are_counted(bad):
     with pytest.raises(ConfigError, match=f"steps {bad!r}: "):
         merged([(1.0, 0.1, bad)])
-    with pytest.raises(ConfigError, match="steps"):
-        noise_multiplier_for(epsilon=1.0, delta=1e-5, sample_rate=0.1, steps=bad)
 
 
 @pytest.mark.parametrize("bad", [0, 1, -1e-5, math.nan, "1e-5", None])
@@ -293,8 +297,6 @@ def test_a_delta_is_between_zero_and_one(bad):
 def test_a_target_is_positive_and_finite(bad):
     with pytest.raises(ConfigError, match=f"epsilon {bad!r}: "):
         most_steps([], 1.0, 0.1, epsilon=bad, delta=1e-5)
-    with pytest.raises(ConfigError, match=f"epsilon {bad!r}: "):
-        noise_multiplier_for(epsilon=bad, delta=1e-5, sample_rate=0.1, steps=1)
 
 
 def test_gdp_is_not_offered():

@@ -12,6 +12,7 @@ from torch.nn import functional
 from zoo import (
     CLASSES,
     MODELS,
+    NEED_HOOKS,
     TOKENS,
     Attentive,
     Flat,
@@ -48,12 +49,13 @@ def refusal(task: Task, **options) -> str:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_can_be_trained_is_clipped_the_quick_way_where_that_is_right(name):
     task = Small(MODELS[name])
-    assert fit(task, name=name) == (HOOKS if name == "tied weights" else GHOST)
+    assert fit(task, name=name) == (HOOKS if name in NEED_HOOKS else GHOST)
     assert fit(task, name=name, mode=HOOKS) == HOOKS
 
 
-def test_a_mode_that_does_not_fit_is_not_taken_because_it_was_asked_for():
-    text = refusal(Small(MODELS["tied weights"]), name="tied weights", mode=GHOST)
+@pytest.mark.parametrize("name", NEED_HOOKS)
+def test_a_mode_that_does_not_fit_is_not_taken_because_it_was_asked_for(name):
+    text = refusal(Small(MODELS[name]), name=name, mode=GHOST)
     assert "ghost:" in text and "hooks:" not in text
 
 

@@ -55,6 +55,17 @@ class Tied(nn.Module):
         return self.last(torch.tanh(self.name(self.read(tokens).mean(1))))
 
 
+class Twice(nn.Module):
+    """Passes one layer two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.last = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.again(torch.tanh(self.again(x)))))
+
+
 class Residual(nn.Module):
     """Two ways from the input, of which one passes a layer twice as wide."""
 
@@ -138,6 +149,11 @@ def conv(norm: nn.Module | None = None) -> nn.Module:
     )  # fmt: skip
 
 
+def images(*layers: nn.Module, values: int) -> nn.Module:
+    """Two channels of 1 by 3."""
+    return nn.Sequential(Flat(2, 1, 3), *layers, nn.Flatten(), nn.Linear(values, CLASSES))
+
+
 def tokens(*more: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Embedding(TOKENS, 4), *more, nn.Flatten(), nn.Linear(24, CLASSES))
 
@@ -150,12 +166,22 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolution in one dimension": lambda: nn.Sequential(
         Flat(2, 3), nn.Conv1d(2, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
+    "convolution in groups": lambda: images(nn.Conv2d(2, 4, (1, 2), groups=2), nn.ReLU(), values=8),
+    "convolution with steps and gaps": lambda: images(
+        nn.Conv2d(2, 3, 2, stride=2, padding=(2, 3), dilation=2, bias=False), values=24
+    ),
+    "convolution of the same size": lambda: images(nn.Conv2d(2, 2, 3, padding="same"), values=6),
+    "transposed convolution": lambda: images(nn.ConvTranspose2d(2, 2, (1, 2)), values=8),
     "group norm": lambda: conv(nn.GroupNorm(2, 4)),
     "instance norm": lambda: conv(nn.InstanceNorm2d(4, affine=True)),
     "layer norm": lambda: nn.Sequential(mlp()[0], nn.LayerNorm(5), nn.Linear(5, CLASSES)),
     "tokens": tokens,
     "a layer on each token": lambda: tokens(nn.Linear(4, 4), nn.ReLU()),
+    "a layer on a grid": lambda: nn.Sequential(
+        Flat(1, 3, 2), nn.Linear(2, 4), nn.Flatten(), nn.Linear(12, CLASSES)
+    ),
     "tied weights": Tied,
+    "a layer twice": Twice,
     "two ways": Residual,
     "own parameter": Scaled,
     "first layer frozen": frozen(mlp, 0),
@@ -164,6 +190,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "GRU of Opacus": fixed(lambda: Recurrent(nn.GRU)),
     "attention of Opacus": fixed(Attentive),
 }
+NEED_HOOKS = ("a layer on a grid", "tied weights", "a layer twice")
 WITH_TOKENS = ("tokens", "a layer on each token", "tied weights")
 
 
