@@ -215,8 +215,9 @@ def test_that_program_notices_secrets_that_are_not_the_clients_own(audited):
     for field in ("seeds", "mask_keys"):
         forged = {**said, field: [bytes(31) + b"\1", *said[field][1:]]}
         block = dagcbor.encode({"message": dagcbor.encode(forged)})
+        given = {"block": lambda cid, block=block: block, "file": file, "RECORD": ""}
         with pytest.raises(AssertionError):
-            run_program(program("import libipld"), block=lambda cid, b=block: b, file=file, RECORD="")  # fmt: skip
+            run_program(program("import libipld"), **given)
 
 
 def test_signatures_are_as_the_page_says(audited):
@@ -327,7 +328,7 @@ def test_the_table_of_regular_graphs_is_what_is_chosen():
         assert list(map(int, expected)) == [found.neighbours, found.threshold, found.quorum]
 
 
-@pytest.mark.parametrize(("clients", "column"), [(10, 0), (100, 1)])
+@pytest.mark.parametrize(("clients", "column"), [(10, 0), (50, 1)])
 def test_the_sizes_of_what_is_said_are_as_in_the_table(tmp_path, clients, column):
     place = Path(__file__).parent / "secagg" / "conftest.py"
     spec = importlib.util.spec_from_file_location("secagg_conftest", place)
