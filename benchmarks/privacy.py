@@ -160,6 +160,7 @@ def ledger(folder: Path) -> None:
     account = Ledger.create(folder / "ledger", secrets.token_hex(32), Cap(3.0, 1e-5))
     path = next((folder / "ledger").glob("*.jsonl"))
     ours: list[float] = []
+    busy: list[float] = []  # the processor, of ours; the rest waits for the disk, twice
     theirs: list[float] = []
     file = os.open(folder / "bare", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -172,7 +173,7 @@ def ledger(folder: Path) -> None:
         os.fsync(file)
 
     while len(ours) < max(LINES) + WINDOW:
-        ours.append(timed(spend))
+        ours.append(timed(lambda: busy.append(processor(spend))))
         line = path.read_bytes().splitlines(keepends=True)[-1]
         theirs.append(timed(lambda line=line: append(line)))
     os.close(file)
@@ -181,7 +182,8 @@ def ledger(folder: Path) -> None:
         part = slice(lines - 1, lines - 1 + WINDOW)  # its first line says what it is
         a, b = (1e3 * statistics.median(times[part]) for times in (ours, theirs))
         figure = f"{a:.2f} / {b:.2f}, {ratio(ours[part], theirs[part]):.1f}x"
-        row(f"{lines} lines and more", figure, f"<= {LEDGER_MS:g}", a <= LEDGER_MS)
+        row(f"with {lines} lines", figure, f"<= {LEDGER_MS:g}", a <= LEDGER_MS)
+    row("  of it processor time", f"{1e3 * statistics.median(busy[part]):.2f}")
     row(f"mean of all {len(ours)}, with the epsilons", f"{1e3 * statistics.mean(ours):.2f}")
     row("  the longest of them", f"{1e3 * max(ours):.0f}")
 

@@ -236,16 +236,16 @@ def _of_convolution(
 def _norms_of_linear(
     layer: nn.Linear, inputs: list[Tensor], gradient: Tensor
 ) -> Mapping[Any, Tensor]:
-    """Each example's norm, which is that of an outer product: the product of two norms.
+    """The norm of each example's gradient, float64 as long as it is a product.
 
-    They are float64: Opacus multiplies squares, and in float32 that of 1e-23 is zero, however large
-    the other one.
+    Opacus multiplies squares: in float32 that of 1e-23 is zero, however large the other one is.
     """
     if gradient.dim() != 2:
-        return _OPACUS[nn.Linear](layer, inputs, gradient)
-    norm = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64)
-    other = torch.linalg.vector_norm(inputs[0], dim=1, dtype=torch.float64)
-    found: dict[Any, Tensor] = {layer.weight: norm * other, layer.bias: norm}
+        found = _OPACUS[nn.Linear](layer, [inputs[0].double()], gradient.double())
+    else:  # an outer product
+        norm = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64)
+        other = torch.linalg.vector_norm(inputs[0], dim=1, dtype=torch.float64)
+        found = {layer.weight: norm * other, layer.bias: norm}
     return {p: values.to(p.dtype) for p, values in found.items() if p is not None}
 
 

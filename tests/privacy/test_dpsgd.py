@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
-from zoo import MODELS, NEED_HOOKS, WITH_TOKENS, Small, examples, mlp
+from zoo import MODELS, NEED_HOOKS, WITH_TOKENS, Noting, Small, examples, mlp
 
 from fedipfs.privacy import noise
 from fedipfs.privacy.base import GHOST, HOOKS, Mechanism
@@ -150,6 +150,13 @@ def test_how_many_go_through_the_model_at_once_changes_nothing(name, mode, physi
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tied weights", "a layer twice"])
+def test_weights_that_are_used_twice_are_refused_where_only_norms_are_computed(name):
+    """The norm of a sum is not to be had from the norms of its parts."""
+    with pytest.raises(NotImplementedError, match="used twice"):
+        filled(Small(MODELS[name]), *examples(name, 4), mode=GHOST)
+
+
 def test_no_more_than_so_many_go_through_the_model_at_once():
     sizes = []
 
@@ -162,13 +169,16 @@ def test_no_more_than_so_many_go_through_the_model_at_once():
     x, y = examples("logistic", 10)
     filled(task, x, y, physical=4, mode=HOOKS)
     assert sum(sizes) == 10 and max(sizes) <= 4
-    with gradients(task, x, y, mode=HOOKS, physical=512) as made:
-        assert made.at_once == 512
-    large = Small(lambda: nn.Linear(2**20, 26, bias=False))
-    with gradients(large, x, y, mode=HOOKS) as made:
-        assert made.at_once == 2  # 2^26 values of gradients, in hooks alone
-    with gradients(large, x, y, mode=GHOST) as made:
-        assert made.at_once == 512
+    large = nn.Sequential(nn.Linear(6, 3), nn.Linear(2**20, 26, bias=False))
+    images = nn.Sequential(nn.Conv2d(2**10, 2**14, 1, bias=False), nn.Flatten())
+    for model, mode, most in (
+        (task.model(), HOOKS, 512),
+        (large, HOOKS, 2),  # 2^26 values of gradients
+        (large, GHOST, 512),
+        (images, GHOST, 4),  # there is no formula for these
+    ):
+        with gradients(task, x, y, model=model, mode=mode) as made:
+            assert made.at_once == most
 
 
 @pytest.mark.parametrize("mode", [GHOST, HOOKS])
@@ -406,6 +416,15 @@ def test_the_model_is_left_as_it_came(name, mode, where):
     assert traces(model) == before
     for key, value in model.state_dict().items():
         assert torch.equal(value, values[key])
+
+
+@pytest.mark.parametrize("mode", [GHOST, HOOKS])
+def test_what_a_layer_notes_of_its_inputs_does_not_stay(mode):
+    """Running means and the like are sent with the weights, and get no noise."""
+    task = Small(lambda: nn.Sequential(Noting(lambda seen, x: seen.copy_(x[-1])), nn.Linear(6, 3)))
+    model, (x, y) = task.model().train(), examples("logistic", 5)
+    filled(task, x, y, model=model, mode=mode)
+    assert not model[0].seen.any()
 
 
 @pytest.mark.parametrize("mode", [GHOST, HOOKS])

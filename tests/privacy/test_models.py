@@ -16,6 +16,7 @@ from zoo import (
     TOKENS,
     Attentive,
     Flat,
+    Noting,
     Recurrent,
     Small,
     conv,
@@ -172,20 +173,6 @@ class Between(nn.Module):
         return torch.softmax(x @ x.T, dim=1) @ x
 
 
-class Fed(nn.Module):
-    """Takes in what it has seen, by `take`, and gives back what came."""
-
-    def __init__(self, take) -> None:
-        super().__init__()
-        self.take = take
-        self.register_buffer("seen", torch.zeros(6))
-
-    def forward(self, x):
-        if self.training:
-            self.take(self.seen, x.detach())
-        return x
-
-
 MIXING = {
     "the mean of the batch taken off": lambda: layered(Centred()),
     "attention between examples": lambda: layered(Between()),
@@ -204,8 +191,8 @@ def test_layers_that_mix_examples_are_refused(kind):
 
 KEEPING = {
     "running statistics": lambda: conv(nn.InstanceNorm2d(4, track_running_stats=True)),
-    "a mean of what was seen": lambda: layered(Fed(lambda seen, x: seen.lerp_(x.mean(0), 0.1))),
-    "the last example": lambda: layered(Fed(lambda seen, x: seen.copy_(x[-1]))),
+    "a mean of what was seen": lambda: layered(Noting(lambda seen, x: seen.lerp_(x.mean(0), 0.1))),
+    "the last example": lambda: layered(Noting(lambda seen, x: seen.copy_(x[-1]))),
 }
 
 
@@ -223,7 +210,7 @@ def test_layers_that_keep_something_of_the_examples_are_refused_and_keep_nothing
 
 
 def test_a_buffer_that_stays_is_no_hindrance():
-    task = Small(lambda: layered(Fed(lambda seen, x: None)))
+    task = Small(lambda: layered(Noting(lambda seen, x: None)))
     assert fit(task) == GHOST
 
 

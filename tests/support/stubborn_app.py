@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedipfs import cid_mod
@@ -46,6 +46,9 @@ def fails(message: Message, context: Context, call_next) -> Message:
     reply = call_next(message, context)
     if fault == "forge":  # after it was signed
         reply.content[RECORD][ANSWER] = MISSING
+    if fault == "replay":  # what the client has signed at the stage before
+        reply.content = _signed[context.node_id]
+    _signed[context.node_id] = reply.content
     return reply
 
 
@@ -60,17 +63,21 @@ def lies(message: Message, context: Context, call_next) -> Message:
         return reply
     said = {
         "earlier": before and before["answer"],  # at an earlier stage
+        "others": _answers[-1] if _answers else "",
         "number": 7,
         "garbage": "bafynonsense",
         "missing": MISSING,
     }
     answer[ANSWER] = said.get(fault, answer[ANSWER])
     context.state["before"] = ConfigRecord({"answer": str(answer[ANSWER])})
+    _answers.append(str(answer[ANSWER]))
     if fault == "nothing":
         del reply.content[RECORD]
     return reply
 
 
+_signed: dict[int, RecordDict] = {}  # node -> the content of its last reply
+_answers: list[str] = []  # of all clients in this process
 _honest = secure.put_vector
 _vectors: list[str] = []  # of all clients in this process
 
