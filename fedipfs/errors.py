@@ -57,6 +57,7 @@
     ├── EdgeError                     1: a message that would carry more than CIDs through Flower
     ├── BudgetSpent                   3: a round would pass what a site's privacy ledger allows
     ├── PrivacyRequired               3: a site was asked for what it gives away only with privacy
+    ├── Withheld                      3: a client failed, and why may tell of its records
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, ...
     │   └── Diverged                  the loss or the weights left all bounds
@@ -315,6 +316,12 @@ class BudgetSpent(FedIPFSError):
 
 class PrivacyRequired(FedIPFSError):
     """A site was asked for something that it gives away only with differential privacy."""
+
+    exit_code = 3
+
+
+class Withheld(FedIPFSError):
+    """A client failed where it works on its records, and only its own log says why."""
 
     exit_code = 3
 

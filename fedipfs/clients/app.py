@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -50,10 +51,12 @@ from fedipfs.exchange import (
     to_torch,
 )
 from fedipfs.ipld import CID
-from fedipfs.privacy.fingerprint import fingerprint
+from fedipfs.privacy.fingerprint import digests, fingerprint
 from fedipfs.privacy.rdp import Event
 
 app = ClientApp(mods=[cid_mod])
+
+_MOST_HELD_OUT = 0.9  # share of a client's examples
 
 
 @app.train()
@@ -65,8 +68,16 @@ def train(message: Message, context: Context) -> Message:
 
 def _trained(message: Message, context: Context, part: Event | None = None) -> RecordDict:
     """What `train` answers; `part` is what a part in a noised sum costs the records."""
-    site, ask = _site(message, context), _ask(message)
+    site = _site(message, context)
     guard = site.guard(message, context, part)
+    with guard.discreet() if guard else nullcontext():
+        return _learnt(site, guard, message, context)
+
+
+def _learnt(
+    site: Site, guard: private.Guard | None, message: Message, context: Context
+) -> RecordDict:
+    ask = _ask(message)
     examples, held_out = site.examples(context)
     server_round = int(ask["server-round"])  # type: ignore[arg-type]
     task, model = site.load(message)
@@ -142,10 +153,11 @@ def evaluate(message: Message, context: Context) -> Message:
     Demands.of(context.node_config).refuse_plain("what a model achieves here")
     site = _site(message, context)
     guard = site.guard(message, context)
-    _, held_out = site.examples(context)
-    task, model = site.load(message)
-    personal.put_on(model, _patterns(_ask(message)), context.state)
-    metrics = site.measure(task, model, held_out, guard)
+    with guard.discreet() if guard else nullcontext():
+        _, held_out = site.examples(context)
+        task, model = site.load(message)
+        personal.put_on(model, _patterns(_ask(message)), context.state)
+        metrics = site.measure(task, model, held_out, guard)
     count = len(held_out) if guard is None else site.known_held_out
     record = MetricRecord({"num-examples": count, **metrics})
     content = RecordDict({"metrics": record})
@@ -168,8 +180,10 @@ def capabilities(message: Message, context: Context) -> Message:
     if not site.is_private:
         private.require_none(context, lambda: site.fingerprint(context))
     if not Demands.of(context.node_config).required:
-        known = site.config["privacy"]["examples"] if site.is_private else None
-        offers["examples"] = int(known or sum(map(len, site.examples(context))))
+        if site.is_private:
+            offers["examples"] = int(site.config["privacy"]["examples"])
+        else:
+            offers["examples"] = sum(map(len, site.examples(context)))
     return Message(RecordDict({"capabilities": ConfigRecord({**offers})}), reply_to=message)
 
 
@@ -239,8 +253,15 @@ class Site(NamedTuple):
     def examples(self, context: Context) -> tuple[Examples, Examples]:
         """This client's training and held-out examples."""
         indices = self.parts[int(context.node_config["partition-id"])]
-        held_out = round(len(indices) * (self.config["data"]["validation"] or 0.0))
-        train, test = np.split(indices, [len(indices) - held_out])
+        share = self.config["data"]["validation"] or 0.0
+        if not 0 <= share <= _MOST_HELD_OUT:
+            raise ConfigError(f"data.validation={share!r:.40} must be from 0 to {_MOST_HELD_OUT}")
+        if self.is_private and share:
+            # By the record alone: one more or less shall not move others from side to side.
+            held_out = _held_out(self.data_set, int(context.node_config["partition-id"]), share)
+            train, test = indices[~held_out], indices[held_out]
+        else:
+            train, test = np.split(indices, [len(indices) - round(len(indices) * share)])
         training = _take(self.dataset.train, train)
         if context.node_config.get("label-flip"):  # the site's own wish: a simulated attacker
             classes = int(self.dataset.train.targets.max()) + 1
@@ -309,6 +330,15 @@ def _site(message: Message, context: Context) -> Site:
         str(node.get("data-root") or ""),
         str(node.get("allowed-tasks") or ""),
     )
+
+
+@lru_cache(maxsize=64)
+def _held_out(data_set: tuple[str, int, str, str], partition: int, share: float) -> np.ndarray:
+    """Which of a client's records are held out under privacy: by a hash of each one's content."""
+    site = _open_site(*data_set)
+    records = _take(site.dataset.train, site.parts[partition])
+    firsts = [each[:8] for each in digests(records.inputs, records.targets)]
+    return np.frombuffer(b"".join(firsts), "<u8") < int(share * 2**64)
 
 
 @lru_cache(maxsize=1024)

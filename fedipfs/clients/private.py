@@ -25,9 +25,9 @@ from flwr.app import ConfigRecord, Context
 
 from fedipfs.clients.trainer import Private
 from fedipfs.data import Examples
-from fedipfs.errors import ConfigError, LedgerError, PrivacyRequired
+from fedipfs.errors import BudgetSpent, ConfigError, LedgerError, PrivacyRequired, Withheld
 from fedipfs.privacy import noise
-from fedipfs.privacy.base import Mechanism
+from fedipfs.privacy.base import HOOKS, Mechanism
 from fedipfs.privacy.metrics import noisy_means
 from fedipfs.tasks import Task
 from fedipfs.tasks.evaluation import evaluate_each
@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 RECORD = "privacy"  # the key of what an answer says of its own privacy
 LEVEL = "dp_sgd"
-_LEAST_BOUND = 1e-9
+_BOUNDS = (1e-9, 1e9)  # of norms and values
+_NOISE = (1e-2, 1e6)
+_MOST = 10_000_000  # examples
 
 
 class Asked(NamedTuple):
@@ -70,13 +72,13 @@ class Guard:
 
         self._event = Event
         self._config, self._options = config, config["privacy"]
-        for bound in (self._options["clip_norm"], *self._options["metric_bounds"].values()):
-            _check_bound(bound)
+        _check(self._options)
         self._asked = asked
         node = context.node_config
+        self._simulated = bool(node.get("simulated"))
         key = None
         if self._options["reproducible"]:
-            if not node.get("simulated"):
+            if not self._simulated:
                 raise ConfigError(
                     "privacy.reproducible=true makes noise that the coordinator can take off; a "
                     "site does not answer with such noise: leave it out"
@@ -99,7 +101,8 @@ class Guard:
         from fedipfs.privacy import plan
 
         options = self._options
-        self._mode = _mode(task, model, examples, options["clipping"])
+        with self.discreet():
+            self._mode = _mode(task, model, examples, options["clipping"])
         steps = plan.work(
             self._config["train"],
             examples=options["examples"],
@@ -154,6 +157,26 @@ class Guard:
         """The mean loss of `model` on the training examples, noised and paid for."""
         return self.measure(task, model, examples, self._options["examples"])["loss"]
 
+    @contextmanager
+    def discreet(self) -> Iterator[None]:
+        """Around what touches records: what goes wrong there is told to the site's own log alone.
+
+        The text of an error may hold a label, or be there for one record only. Simulated clients
+        tell it, as their data are the coordinator's.
+        """
+        try:
+            yield
+        except (BudgetSpent, LedgerError, PrivacyRequired):
+            raise
+        except Exception:
+            if self._simulated:
+                raise
+            log.exception("round %d of %s", self._asked.round, self._asked.run)
+            raise Withheld(
+                "this client could not answer, and why may tell of its records; its own log says "
+                "why"
+            ) from None
+
     def record(self) -> ConfigRecord:
         """What the answer says: each event that was paid for (noise multiplier, sampling rate,
         steps, one after another), the ledger's head, how gradients were clipped, whose noise."""
@@ -183,25 +206,28 @@ def require_none(
     part: Event | None = None,
     asked: Asked | None = None,
 ) -> None:
-    """PrivacyRequired if the site has a ledger for these records: they have a budget to keep.
+    """PrivacyRequired where the site keeps ledgers: what its records may spend is to be counted.
 
-    Unless only a `part` in a noised sum is `asked` for: then that is paid. Raises BudgetSpent.
+    Also if none of them is for these records, which may be a new version of others: unless the
+    node's configuration says `public-data`. If only a `part` in a noised sum is `asked` for, that
+    is paid. Raises BudgetSpent.
     """
-    if context.node_config.get("simulated"):
+    if context.node_config.get("simulated") or context.node_config.get("public-data"):
         return
     from fedipfs.privacy import ledger
 
     folder = str(context.node_config.get("ledger") or ledger.default_folder())
     with _discreet():
-        found = ledger.find(folder, data_set()) if ledger.ledgers(folder) else None
-        if found is not None and part is not None and asked is not None:
+        if not ledger.ledgers(folder):
+            return
+        if part is not None and asked is not None:
+            found = ledger.Ledger.open(folder, data_set())
             found.spend([part], purpose="a part in a noised sum", **asked._asdict())
             return
-    if found is not None:
-        raise PrivacyRequired(
-            "this site's data have a privacy budget, and what was asked would not keep count of "
-            "it; run with privacy=dp_sgd"
-        )
+    raise PrivacyRequired(
+        "this site keeps count of what its records spend in privacy, and what was asked does not; "
+        "run with privacy=dp_sgd, or privacy=distributed and secagg=on"
+    )
 
 
 @contextmanager
@@ -217,16 +243,27 @@ def _discreet() -> Iterator[None]:
         ) from error
 
 
-def _check_bound(bound: Any) -> None:
-    """ConfigError for what noise, as floating-point numbers have it, would not be in proportion to.
+def _check(options: Mapping[str, Any]) -> None:
+    """ConfigError for numbers that no honest run has; the coordinator's own check does not count.
 
-    The coordinator's own check does not count here.
+    Where noise is next to nothing, or its numbers are so large or small that floating point has
+    none in proportion, what is paid for would not be what is done.
     """
-    if type(bound) not in (int, float) or not _LEAST_BOUND <= bound <= 1 / _LEAST_BOUND:
-        raise ConfigError(
-            f"privacy.clip_norm or one of privacy.metric_bounds is {bound!r:.40}: a site takes "
-            f"numbers from {_LEAST_BOUND:g} to {1 / _LEAST_BOUND:g}"
-        )
+    bounds = options["metric_bounds"]
+    ranges = [("clip_norm", options["clip_norm"], *_BOUNDS)]
+    ranges += [("metric_bounds", bound, *_BOUNDS) for bound in dict(bounds).values()]
+    ranges += [
+        ("noise_multiplier", options["noise_multiplier"], *_NOISE),
+        ("metrics_noise_multiplier", options["metrics_noise_multiplier"], *_NOISE),
+        ("sample_rate", options["sample_rate"], 1e-9, 1.0),
+        ("examples", options["examples"], 1, _MOST),
+        ("physical_batch", options["physical_batch"], 1, _MOST),
+    ]
+    for name, value, least, most in ranges:
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise ConfigError(
+                f"privacy.{name} is {value!r:.40}: a site takes numbers from {least:g} to {most:g}"
+            )
 
 
 def _open_ledger(node: Mapping[str, Any], data_set: str, options: Mapping[str, Any]) -> Ledger:
@@ -261,6 +298,8 @@ def _mode(task: Task, model: torch.nn.Module, examples: Examples, wanted: str) -
     """How gradients of `model` are clipped; found out once a module."""
     from fedipfs.privacy.models import fitting_mode
 
+    if not len(examples):
+        return HOOKS  # none of them will need it
     known = _modes.setdefault(model, {})
     if wanted not in known:
         mode = None if wanted == "auto" else wanted

@@ -139,7 +139,7 @@ class _Stage:
         self.parameters = session.parameters
         demands = Demands.of(context.node_config)
         demands.floors.check(names.lasting(self.parameters))
-        _check(self.parameters)
+        _check(self.parameters, demands.floors.colluders)
         party = vault.party
         run = sha256(signed.stamp.run.encode()).hexdigest()[:32]
         self._home = demands.journals / party.name / signed.by / run
@@ -208,12 +208,12 @@ class _Stage:
         return {int(folder.name): folder for folder in self._home.glob("[0-9]*")}
 
 
-def _check(parameters: Parameters) -> None:
+def _check(parameters: Parameters, pooling: int) -> None:
     """Raises BelowFloor for numbers that a client does not tell, WrongSession for odd details."""
     details, told = dict(parameters.details), set(parameters.numbers)
     known, needed = {_WEIGHT, *CLIPPED, names.STEPS, names.LOSS}, {_WEIGHT, *CLIPPED}
     if parameters.encoding == noised.ENCODING:
-        noised.agreed(parameters)
+        noised.agreed(parameters, pooling)
         known, needed = set(), set()
     elif parameters.encoding != UNIFORM:
         raise BelowFloor(f"encoding={parameters.encoding!r:.80} is not known here")

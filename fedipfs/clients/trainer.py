@@ -64,7 +64,8 @@ def train(
     step on its batch; `num-examples`, N; and `steps`. With `private` there is no loss, and the
     number is the one that everybody knows. Raises ConfigError and DataError.
     """
-    count = _count(targets)
+    # Under privacy no examples are as good as some: nobody is to know.
+    count = _count(targets) if private is None else len(targets)
     clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
     steps = _steps(config, count) if private is None else private.steps
@@ -190,7 +191,7 @@ def gradient(
     (zeros for those that are frozen or unused) and for buffers their new values; and what `train`
     returns. The parameters of `model` stay. Raises what `train` raises.
     """
-    count = _count(targets)
+    count = _count(targets) if private is None else len(targets)
     clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
     _seed_everything(seed, place)

@@ -35,6 +35,7 @@ def adapted(clip_norm: float, fraction: float, quantile: float, rate: float) -> 
 
     `fraction` is the noised share of updates not longer than C. Andrew et al. 2021, section 2.
     """
+    fraction = min(max(fraction, 0.0), 1.0)  # noise may take it anywhere, and costs nothing here
     return clip_norm * math.exp(-rate * (fraction - quantile))
 
 

@@ -86,6 +86,8 @@ class PrivateGradients:
 
         The examples are `chosen`, else a Poisson batch, which may be empty: then it is noise alone.
         """
+        # What a layer draws, as dropout does, must not tell who else is in the batch.
+        torch.default_generator.manual_seed(int(self.source.integers(1 << 63)))
         if chosen is None:
             draws = self.source.random(len(self.targets))
             chosen = np.flatnonzero(draws < self.mechanism.sample_rate)

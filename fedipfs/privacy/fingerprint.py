@@ -42,6 +42,11 @@ def fingerprint(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
     return whole.hexdigest()
 
 
+def digests(inputs: NDArray[Any], targets: NDArray[Any]) -> Iterator[bytes]:
+    """SHA-256 of each record, 32 bytes, in their order."""
+    return _digests([inputs, targets])
+
+
 def _digests(parts: list[NDArray[Any]]) -> Iterator[bytes]:
     """One of each record; copies are of a few megabytes at a time."""
     count = len(parts[0])

@@ -62,8 +62,10 @@ def masks_for(
     )
 
 
-def agreed(masks: Masks) -> tuple[Parameters, bytes]:
+def agreed(masks: Masks, least_pooling: int = 0) -> tuple[Parameters, bytes]:
     """The noise that a session's parameters ask of each client, and the rotation's seed.
+
+    `least_pooling`: how many this client at least takes to pool what they know.
 
     Raises BelowFloor for noise that is not enough: each adds its share of what the quorum is to
     add together, so that a sum of fewer is never unmasked, and one of more has more. Raises
@@ -82,6 +84,8 @@ def agreed(masks: Masks) -> tuple[Parameters, bytes]:
             f"survivors={noise.survivors}: a sum of {masks.quorum} can be unmasked, of whom "
             f"{pooling:g} may pool what they know, and it would have less noise than was promised"
         )
+    if pooling < least_pooling:
+        raise BelowFloor(f"pooling={pooling:g}: this site demands at least {least_pooling}")
     if noise.size != masks.values:
         raise BelowFloor(f"{masks.values} masked values, and noise on {noise.size}")
     return noise, seed

@@ -20,6 +20,7 @@ from fedipfs.privacy.accounting import Event, History, epsilon, merged
 _LEAST_LOG, _MOST_LOG = -5.0, 14.0  # of a noise multiplier that is looked for
 _PRECISION = 1e-3  # relative
 _MOST_ROUNDS = 1 << 20
+_LAST_BITS = 1e-9  # relative: a plan is computed again on resume, maybe by another processor
 _CARE = 10  # delta is at most 1 / (10 N): one over the number of records promises nothing
 
 
@@ -105,7 +106,7 @@ def plan(
         assert epsilon_target is not None
         rounds = _most_rounds(cost, epsilon_target, noise_multiplier, delta)
     spent = cost(noise_multiplier, rounds)
-    if epsilon_target is not None and spent > epsilon_target:
+    if epsilon_target is not None and spent > epsilon_target * (1 + _LAST_BITS):
         raise ConfigError(
             f"rounds={rounds} with privacy.noise_multiplier={noise_multiplier:g} cost epsilon "
             f"{spent:.3g} at delta {delta:g}, more than privacy.epsilon={epsilon_target:g}; leave "

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedipfs import tasks
 from fedipfs.data import Dataset
-from fedipfs.errors import ConfigError
+from fedipfs.errors import ConfigError, RunFailed
 from fedipfs.exchange import from_torch
 from fedipfs.server.spending import Price, by_accountants
 from fedipfs.store import is_shared
@@ -211,7 +211,7 @@ def _distributed(
             "privacy=distributed hides each client's update behind the noise of all the others, "
             "which takes secagg=on; add it, or choose privacy=central"
         )
-    check_needs_only_mean(strategy)
+    check_needs_only_mean(strategy, "distributed")
     values = float_values(task)
 
     def masks(noise: float) -> Masks:
@@ -242,6 +242,11 @@ def _distributed(
         return {"epsilon": found, "epsilon_rdp": found}
 
     def session(clients: int, values: int) -> Masks:
+        if clients != brief.per_round:
+            raise RunFailed(
+                f"privacy=distributed was planned for {brief.per_round} clients a round, and "
+                f"{clients} are there: with fewer, each would have to add more noise"
+            )
         seed = secrets.token_bytes(32)
         return masked.masks_for(
             config["secagg"], section, clients=clients, values=values, seed=seed

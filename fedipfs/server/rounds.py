@@ -184,6 +184,8 @@ class Federation:
         if self.asking.secure is not None:
             aggregate = self._aggregate_sum
         arrays, metrics, updates, failures = aggregate(number, replies)
+        if isinstance(self.spending, OfClients):
+            self.spending.survived(len(updates))
         self.asking.heard(number, replies, failures)
         self.model = self._adopt(arrays, number)
         result = getattr(self.strategy, "result", None)
@@ -318,8 +320,6 @@ class Federation:
         }
         good = [reply for reply in replies if not reply.has_error()]
         require(self.min_successes, len(good), self._names(failures), f"round {number}")
-        if isinstance(self.spending, OfClients):
-            self.spending.survived(len(good))
         updates = [
             Update(self.grid.name_of(node), cid, 1, {}) for node, cid in found.vectors.items()
         ]

@@ -147,6 +147,11 @@ class _Round:
         self._secure, self._number, self._model = secure, number, model
         self._vault, self._shared = secure.vault, secure.vault.sealing_all()
         self._nodes = {secure.name_of(each.metadata.dst_node_id): each for each in messages}
+        if len(self._nodes) != len(messages):
+            raise RunFailed(
+                f"round {number}: secure aggregation: two nodes are of one organization, and in a "
+                "sum each signs once"
+            )
         self._members: dict[str, PublicIdentity] = {}
         self._failed: dict[int, Message] = {}
         self._arrays, self._ask = _common(secure.vault, number, messages)

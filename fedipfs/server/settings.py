@@ -256,7 +256,8 @@ def _count_of(section: dict[str, Any], key: str) -> None:
     _integer(section, key, 1, "privacy.")
 
 
-_EPSILON, _DELTA, _NOISE = _within(1e-3, 1e3), _within(1e-15, 0.5), _within(1e-2, 1e6)
+# Wide, as what was computed is checked again on resume.
+_EPSILON, _DELTA, _NOISE = _within(1e-9, 1e9), _within(1e-15, 0.5), _within(1e-3, 1e7)
 _SHARE, _NORM = _within(1e-9, 1.0), _within(1e-9, 1e9)
 # The options of each level of privacy, besides its name; those that may be null are so in conf/.
 _PRIVACY: dict[str, dict[str, Callable[[dict[str, Any], str], None]]] = {
@@ -292,7 +293,7 @@ _PRIVACY: dict[str, dict[str, Callable[[dict[str, Any], str], None]]] = {
         "accountant": _one_of("prv", "rdp"),
         "adaptive": _yes_or_no,
         "target_quantile": _SHARE,
-        "clip_lr": _NORM,
+        "clip_lr": _within(1e-3, 10.0),
         "count_stddev": _NOISE,
     },
 }

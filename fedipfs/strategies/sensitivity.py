@@ -34,10 +34,10 @@ _REFUSED = {
 }
 
 
-def check_needs_only_mean(strategy: Strategy) -> None:
+def check_needs_only_mean(strategy: Strategy, level: str = "central") -> None:
     """ConfigError unless noise on the mean of clipped updates makes `strategy` private."""
     name = type(strategy).__name__
     if type(strategy) not in _NEED_ONLY_THE_MEAN:
         why = _REFUSED.get(name, "it is not known whether it needs more than the mean of updates")
         usable = ", ".join(each.__name__ for each in _NEED_ONLY_THE_MEAN)
-        raise ConfigError(f"privacy=central cannot be had with {name}: {why}; use {usable}")
+        raise ConfigError(f"privacy={level} cannot be had with {name}: {why}; use {usable}")

@@ -82,9 +82,7 @@ class MnistFeatures(OnMnist):
         found = torch.empty(len(array), self.features)
         for start in range(0, len(array), _BLOCK):
             pixels = torch.tensor(array[start : start + _BLOCK], dtype=torch.float32) / 255
-            found[start : start + _BLOCK] = fourier(
-                orientations(pixels), self.features, self.width
-            )
+            found[start : start + _BLOCK] = fourier(orientations(pixels), self.features, self.width)
         return found
 
     def model(self) -> nn.Module:

@@ -129,7 +129,8 @@ def test_it_is_paid_before_it_is_done(store, tmp_path, monkeypatch):
 
     sites = Sites(store, tmp_path)
     monkeypatch.setattr(app, "train_model", dies)
-    assert "out of memory" in sites.refusal(TRAIN)
+    refused = sites.refusal(TRAIN)  # whose text could hold what no other may know
+    assert "Withheld" in refused and "out of memory" not in refused
     assert purposes(sites) == ["training"]
     monkeypatch.undo()
     assert not sites.say(TRAIN).has_error()
