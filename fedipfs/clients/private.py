@@ -25,7 +25,14 @@ from flwr.app import ConfigRecord, Context
 
 from fedipfs.clients.trainer import Private
 from fedipfs.data import Examples
-from fedipfs.errors import BudgetSpent, ConfigError, LedgerError, PrivacyRequired, Withheld
+from fedipfs.errors import (
+    BudgetSpent,
+    ConfigError,
+    LedgerError,
+    PrivacyRequired,
+    UnsupportedModel,
+    Withheld,
+)
 from fedipfs.privacy import noise
 from fedipfs.privacy.base import HOOKS, Mechanism
 from fedipfs.privacy.metrics import noisy_means
@@ -101,8 +108,7 @@ class Guard:
         from fedipfs.privacy import plan
 
         options = self._options
-        with self.discreet():
-            self._mode = _mode(task, model, examples, options["clipping"])
+        self._mode = _mode(task, model, examples, options["clipping"], telling=self._simulated)
         steps = plan.work(
             self._config["train"],
             examples=options["examples"],
@@ -166,7 +172,7 @@ class Guard:
         """
         try:
             yield
-        except (BudgetSpent, LedgerError, PrivacyRequired):
+        except (BudgetSpent, LedgerError, PrivacyRequired, UnsupportedModel):
             raise
         except Exception:
             if self._simulated:
@@ -294,7 +300,9 @@ def _ledger(folder: str, data_set: str) -> Ledger:
 _modes: WeakKeyDictionary[torch.nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
-def _mode(task: Task, model: torch.nn.Module, examples: Examples, wanted: str) -> str:
+def _mode(
+    task: Task, model: torch.nn.Module, examples: Examples, wanted: str, *, telling: bool
+) -> str:
     """How gradients of `model` are clipped; found out once a module."""
     from fedipfs.privacy.models import fitting_mode
 
@@ -303,5 +311,7 @@ def _mode(task: Task, model: torch.nn.Module, examples: Examples, wanted: str) -
     known = _modes.setdefault(model, {})
     if wanted not in known:
         mode = None if wanted == "auto" else wanted
-        known[wanted] = fitting_mode(task, model, examples.inputs, examples.targets, mode=mode)
+        known[wanted] = fitting_mode(
+            task, model, examples.inputs, examples.targets, mode=mode, telling=telling
+        )
     return known[wanted]

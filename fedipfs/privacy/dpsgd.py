@@ -86,8 +86,6 @@ class PrivateGradients:
 
         The examples are `chosen`, else a Poisson batch, which may be empty: then it is noise alone.
         """
-        # What a layer draws, as dropout does, must not tell who else is in the batch.
-        torch.default_generator.manual_seed(int(self.source.integers(1 << 63)))
         if chosen is None:
             draws = self.source.random(len(self.targets))
             chosen = np.flatnonzero(draws < self.mechanism.sample_rate)
@@ -111,6 +109,12 @@ class PrivateGradients:
         """
         if not len(chosen):  # which no model need see
             return [torch.zeros_like(each) for each in self._parameters]
+        # What a layer draws, as dropout does, is not to follow from a seed that others know: then
+        # one example more would change what all those behind it get.
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int(self.source.integers(1 << 63)))
+        if self.inputs.is_cuda:
+            torch.cuda.manual_seed_all(int(self.source.integers(1 << 63)))
         try:
             output = self._layers(self.inputs[chosen])
             total = self.task.loss(output, self.targets[chosen]) * len(chosen)
@@ -121,6 +125,7 @@ class PrivateGradients:
                 return self._layers.sums(self._parameters, factors)
         finally:
             self._layers.forget()
+            torch.set_rng_state(state)
         return self._clipped(chosen[finite.cpu()])
 
 

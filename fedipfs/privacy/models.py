@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from fedipfs.privacy.base import GHOST, HOOKS, Mechanism
 from fedipfs.privacy.dpsgd import PrivateGradients, gaussian
 from fedipfs.privacy.opacus_compat import GradSampleModule, ModuleValidator
 from fedipfs.tasks import Task
+
+log = logging.getLogger(__name__)
 
 TRIED = 4  # examples that a model is tried on
 _WITH_MANY = (nn.RNN, nn.RNNCellBase, nn.Bilinear)
@@ -63,6 +66,7 @@ def fitting_mode(
     targets: Labels,
     *,
     mode: str | None = None,
+    telling: bool = True,
 ) -> str:
     """GHOST, or HOOKS where a layer needs it: how `model`'s gradients are clipped.
 
@@ -71,6 +75,8 @@ def fitting_mode(
     them, or a gradient that Opacus has wrong is found before training. It is tried with weights of
     its own: those that came, all zero perhaps, could hide what is wrong with others. With `mode`
     only that one is tried.
+
+    An error's text may hold a label: it is in the message only with `telling`, else in the log.
 
     Raises UnsupportedModel, which names the layers.
     """
@@ -93,7 +99,11 @@ def fitting_mode(
         if (reason := _difference(task, model, x, y, candidate)) is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")
-    raise UnsupportedModel(f"privacy=dp_sgd cannot train this model ({'; '.join(reasons)})")
+    told = "; ".join(reasons)
+    if not telling:
+        log.error("privacy=dp_sgd cannot train this model: %s", told)
+        told = "the site's own log says why"
+    raise UnsupportedModel(f"privacy=dp_sgd cannot train this model ({told})")
 
 
 def unsupported(model: nn.Module) -> list[str]:

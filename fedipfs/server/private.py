@@ -90,6 +90,11 @@ def _dp_sgd(
             "privacy.metrics=withhold keeps that at home; set privacy.metrics=noise, or choose "
             "another strategy and evaluate.federated=false"
         )
+    if name == "fedbn":
+        raise ConfigError(
+            "strategy=fedbn is for models with BatchNorm, which privacy=dp_sgd cannot train; choose "
+            "strategy=fedper or fedavg"
+        )
     if section["replace_layers"] and name == "ensemble":
         raise ConfigError(
             "privacy.replace_layers=true with strategy=ensemble: an ensemble's models are rebuilt "

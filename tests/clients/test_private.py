@@ -201,7 +201,7 @@ def test_metrics_that_are_withheld_are_not_told_and_not_paid_for(store, tmp_path
 def test_a_site_with_a_ledger_answers_nobody_without_privacy(store, tmp_path, kind):
     sites = Sites(store, tmp_path, privacy=None, data=HELD_OUT)
     text = sites.refusal(kind)
-    assert text.startswith("PrivacyRequired: this site's data have a privacy budget")
+    assert text.startswith("PrivacyRequired: this site keeps count of what its records spend")
     assert "run with privacy=dp_sgd" in text
     assert sites.ledger().spends == []
 
@@ -213,11 +213,14 @@ def test_who_has_no_ledger_or_is_simulated_may_answer_without_privacy(store, tmp
         assert not sites.say(kind).has_error()
 
 
-def test_a_ledger_of_other_data_binds_nobody_else(store, tmp_path):
+def test_data_without_a_ledger_are_as_private_where_there_are_ledgers(store, tmp_path):
+    """They may be a new version of those that have one; public data the site says itself."""
     sites = Sites(store, tmp_path, privacy=None)
     for context in sites.raw.contexts.values():
         context.node_config["ledger"] = str(sites.place(2))
     assert sites.refusal(TRAIN, node=2).startswith("PrivacyRequired")
+    assert sites.refusal(TRAIN, node=3).startswith("PrivacyRequired")
+    sites.raw.contexts[3].node_config["public-data"] = True
     assert not sites.say(TRAIN, node=3).has_error()
 
 

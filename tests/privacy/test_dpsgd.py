@@ -276,8 +276,24 @@ def test_no_seed_of_any_library_changes_noise_or_batches(mode):
     assert not torch.equal(step(None, 1), step(None, 1))
 
 
-def test_a_step_draws_nothing_from_torch():
-    """Dropout follows from the run's seed, whoever else draws."""
+@pytest.mark.parametrize("mode", [GHOST, HOOKS])
+def test_dropout_follows_from_the_secret_and_from_no_seed(mode):
+    """With masks that others know, one example more would change those of all behind it."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(6, 40), nn.Dropout(0.5), nn.Linear(40, 3))
+
+    task, x, y = Small(make), np.ones((5, 6), np.float32), np.zeros(5, np.int64)
+
+    def step(key: bytes | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        return filled(task, x, y, source=noise.generator(key), noise_multiplier=0.0, mode=mode)
+
+    assert torch.equal(step(KEY), step(KEY))
+    assert not torch.equal(step(None), step(None))
+
+
+def test_a_step_leaves_torchs_generator_as_it_was():
     task, (x, y) = Small(mlp), examples("perceptron", 30)
     state = torch.get_rng_state()
     filled(task, x, y, noise_multiplier=1.0, sample_rate=0.3)

@@ -56,6 +56,7 @@ class Fleet:
                 "validation": 0.0,
                 **(data or {}),
             },
+            "privacy": {"name": "none"},
             "train": self.train,
             "evaluate": {"batch_size": 200},
         }
