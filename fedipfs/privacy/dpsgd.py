@@ -86,6 +86,7 @@ class PrivateGradients:
 
         The examples are `chosen`, else a Poisson batch, which may be empty: then it is noise alone.
         """
+        self._secret = int(self.source.integers(1 << 62))  # of what layers draw in this step
         if chosen is None:
             draws = self.source.random(len(self.targets))
             chosen = np.flatnonzero(draws < self.mechanism.sample_rate)
@@ -112,9 +113,10 @@ class PrivateGradients:
         # What a layer draws, as dropout does, is not to follow from a seed that others know: then
         # one example more would change what all those behind it get.
         state = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(self.source.integers(1 << 63)))
+        self._secret += 1
+        torch.default_generator.manual_seed(self._secret)
         if self.inputs.is_cuda:
-            torch.cuda.manual_seed_all(int(self.source.integers(1 << 63)))
+            torch.cuda.manual_seed_all(self._secret)
         try:
             output = self._layers(self.inputs[chosen])
             total = self.task.loss(output, self.targets[chosen]) * len(chosen)

@@ -92,7 +92,7 @@ def _dp_sgd(
         )
     if name == "fedbn":
         raise ConfigError(
-            "strategy=fedbn is for models with BatchNorm, which privacy=dp_sgd cannot train; choose "
+            "privacy=dp_sgd cannot train BatchNorm, and strategy=fedbn is for nothing else; choose "
             "strategy=fedper or fedavg"
         )
     if section["replace_layers"] and name == "ensemble":
