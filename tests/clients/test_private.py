@@ -470,3 +470,63 @@ def test_frozen_layers_stay_and_learn_no_noise():
 
 
 assert CAP.epsilon == 50.0  # what `alter` looks for
+
+
+# ---- a coordinator that asks for what it should not have
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"examples": 0},
+        {"examples": None},
+        {"examples": -5},
+        {"noise_multiplier": 1e-6},
+        {"noise_multiplier": 1e30},
+        {"metrics_noise_multiplier": 1e-6},
+        {"physical_batch": 0},
+        {"sample_rate": 0.0},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_honest_run_has_are_refused_before_anything_is_paid(store, tmp_path, wrong):
+    sites = Sites(store, tmp_path, data=HELD_OUT)
+    sites.reconfigure(wrong)
+    for kind in (TRAIN, EVALUATE):
+        assert f"privacy.{next(iter(wrong))} is" in sites.refusal(kind)
+    assert sites.ledger().spends == []
+
+
+def test_the_true_number_of_records_is_not_to_be_had_by_asking_for_none(store, tmp_path):
+    sites = Sites(store, tmp_path)
+    for known in (0, 7):
+        sites.reconfigure({"examples": known})
+        told = sites.say(CAPABILITIES).content["capabilities"]["examples"]
+        assert told == known
+
+
+@pytest.mark.parametrize("share", [0.95, 0.9999, 1.0, -0.1])
+def test_a_share_of_held_out_records_that_would_count_them_is_refused(store, tmp_path, share):
+    sites = Sites(store, tmp_path, data={"validation": share})
+    before = sites.refusal(TRAIN)
+    assert "data.validation" in before or "Withheld" in before
+    assert "index" not in before and "no training examples" not in before
+
+
+def test_a_record_is_held_out_or_not_whatever_others_there_are(store, tmp_path, monkeypatch):
+    from fedipfs.clients import app
+
+    sites = Sites(store, tmp_path, data=HELD_OUT)
+    sites.say(EVALUATE)
+    context = sites.raw.contexts[2]
+    site = app._open_site(sites.run_config, 2, "", "")
+    training, held_out = site.examples(context)
+    share = len(held_out) / (len(training) + len(held_out))
+    assert 0.5 * HELD_OUT["validation"] < share < 2 * HELD_OUT["validation"]
+    kept = {each.tobytes() for each in training.inputs}
+    fewer = app.Site(**{**site._asdict(), "parts": [part[1:] for part in site.parts]})
+    app._held_out.cache_clear()
+    monkeypatch.setattr(app, "_open_site", lambda *opened: fewer)
+    one_less = {each.tobytes() for each in fewer.examples(context)[0].inputs}
+    app._held_out.cache_clear()
+    assert len(kept - one_less) <= 1 and not one_less - kept
