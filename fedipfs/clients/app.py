@@ -26,7 +26,7 @@ import json
 import os
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,9 @@ from fedipfs.exchange import (
 )
 from fedipfs.ipld import CID
 from fedipfs.privacy.fingerprint import digests, fingerprint
-from fedipfs.privacy.rdp import Event
+
+if TYPE_CHECKING:
+    from fedipfs.privacy.rdp import Event
 
 app = ClientApp(mods=[cid_mod])
 

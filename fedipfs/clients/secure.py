@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -33,8 +33,7 @@ from fedipfs.exchange import (
 )
 from fedipfs.exchange import stages as names
 from fedipfs.exchange.mod import answering
-from fedipfs.privacy import masked as noised
-from fedipfs.privacy.rdp import Event
+from fedipfs.privacy.base import SKELLAM
 from fedipfs.secagg import (
     Client,
     Delivery,
@@ -51,6 +50,9 @@ from fedipfs.secagg import (
 from fedipfs.secagg.messages import Signed
 from fedipfs.secagg.parameters import CLIPPED, UNIFORM
 from fedipfs.weights import TensorSpec
+
+if TYPE_CHECKING:
+    from fedipfs.privacy.rdp import Event
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +102,22 @@ def masked(
         return Message(stage.content(said), reply_to=message)
     stage.journal.need(Share.stage)
     base = stage.check_training(message, private)
-    noisy = stage.parameters.encoding == noised.ENCODING
-    trained = train(noised.event(stage.parameters) if noisy else None)
+    trained = train(_price(stage.parameters))
     vector = _encoded(stage.parameters, base, trained)
     put = partial(put_vector, stage.vault, stage.parameters)
     content = stage.content(stage.client.mask(delivery, vector, put))
     if isinstance(spent := trained.get(PRIVACY), ConfigRecord):
         content[PRIVACY] = spent
     return Message(content, reply_to=message)
+
+
+def _price(parameters: Parameters) -> Event | None:
+    """What a part in the sum costs the records, where clients add noise."""
+    if parameters.encoding != SKELLAM:
+        return None
+    from fedipfs.privacy import masked as noised  # it takes SciPy along
+
+    return noised.event(parameters)
 
 
 def put_vector(vault: Vault, parameters: Parameters, vector: np.ndarray) -> str:
@@ -190,7 +200,9 @@ class _Stage:
         if details[names.RELATIVE] is (self.ask.get("answer") == "gradient"):
             raise WrongSession("a gradient is no change of the model, and a model is no gradient")
         values = self.parameters.values
-        if self.parameters.encoding == noised.ENCODING:
+        if self.parameters.encoding == SKELLAM:
+            from fedipfs.privacy import masked as noised  # it takes SciPy along
+
             values = noised.agreed(self.parameters)[0].dimension
         if flat_size(base) != values:
             raise WrongSession(f"{values} values are to be masked of a model of {flat_size(base)}")
@@ -212,7 +224,9 @@ def _check(parameters: Parameters, pooling: int) -> None:
     """Raises BelowFloor for numbers that a client does not tell, WrongSession for odd details."""
     details, told = dict(parameters.details), set(parameters.numbers)
     known, needed = {_WEIGHT, *CLIPPED, names.STEPS, names.LOSS}, {_WEIGHT, *CLIPPED}
-    if parameters.encoding == noised.ENCODING:
+    if parameters.encoding == SKELLAM:
+        from fedipfs.privacy import masked as noised  # it takes SciPy along
+
         noised.agreed(parameters, pooling)
         known, needed = set(), set()
     elif parameters.encoding != UNIFORM:
@@ -245,7 +259,9 @@ def _encoded(parameters: Parameters, base: StoredArrays, trained: Mapping[str, A
         return np.subtract(values, known)
 
     values = flatten(base, change)
-    if parameters.encoding == noised.ENCODING:
+    if parameters.encoding == SKELLAM:
+        from fedipfs.privacy import masked as noised  # it takes SciPy along
+
         return noised.encode(parameters, values)
     examples = check_examples(metrics.get("num-examples"))
     most = float(details[names.EXAMPLES])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+SKELLAM = "skellam"  # the encoding of masked vectors with noise: see masked.py
 # How gradients are clipped example by example; see dpsgd.PrivateGradients.
 GHOST, HOOKS = "ghost", "hooks"
 

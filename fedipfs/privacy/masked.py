@@ -9,12 +9,13 @@ import numpy as np
 
 from fedipfs.errors import BelowFloor, ConfigError
 from fedipfs.privacy import distributed, rotation
+from fedipfs.privacy.base import SKELLAM
 from fedipfs.privacy.distributed import Parameters
 from fedipfs.privacy.rdp import Event
 from fedipfs.secagg import Parameters as Masks
 from fedipfs.secagg.quantize import encode_numbers
 
-ENCODING = "skellam"
+ENCODING = SKELLAM
 _OPTIONS = ("threshold", "colluders", "dropouts")  # of the section secagg
 _TOLD = ("dimension", "noise_multiplier", "scale", "survivors", "pooling")
 

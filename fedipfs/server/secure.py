@@ -34,7 +34,7 @@ from fedipfs.exchange import (
 from fedipfs.exchange import stages as names
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
 from fedipfs.ipld import CID
-from fedipfs.privacy import masked as noised
+from fedipfs.privacy.base import SKELLAM
 from fedipfs.secagg import (
     Advertise,
     Confirm,
@@ -229,7 +229,9 @@ class _Round:
         }
         if absent := self._reasons(sorted(self._failed.keys() & vectors)):
             note["absent"] = absent  # they are in the sum, and did not help to unmask it
-        if parameters.encoding == noised.ENCODING:
+        if parameters.encoding == SKELLAM:
+            from fedipfs.privacy import masked as noised  # it takes SciPy along
+
             mean = noised.decode(parameters, total) / len(vectors)
             return Sum(moved_by(self._model, mean), {"weight": 1.0}, vectors, note)
         found = decode(parameters, total, len(vectors), per="weight")
