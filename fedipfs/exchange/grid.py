@@ -87,6 +87,7 @@ class CidGrid(GridOver):
         self._down = compression.for_models() if compression and compress_models else None
         self._last_down: dict[str, tuple[StoredArrays, StoredArrays]] = {}  # key -> as is, as sent
         self.stamp: Stamp | None = None
+        self.attempt: int | None = None  # how often a coordinator has begun anew on its run
         self._nonce = secrets.token_hex(8)  # run ids are the SuperLink's, which could use one twice
         self._announced: list[str] = []
         self.signed: dict[
@@ -201,6 +202,7 @@ class CidGrid(GridOver):
                 self._stamp(message),
                 put=put_stored,
                 compression=self._asked(message, stored),
+                attempt=self.attempt,
             )
             slim.append(message)
             sent.append(stored)

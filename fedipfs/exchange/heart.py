@@ -27,7 +27,7 @@ from fedipfs.weights.compression import Spec
 MAX_VALUE = 1024  # bytes: what is larger belongs in the store
 MAX_MESSAGE = 16 * 1024  # bytes of keys and values together
 
-_STAMPED = (*Stamp._fields, "signature", "by")
+_STAMPED = (*Stamp._fields, signing.ATTEMPT, "signature", "by")
 
 Opener = Callable[[str, CID, CID | None, PublicIdentity | None], StoredArrays]
 Put = Callable[[Vault, str, ArrayRecord], tuple[CID, CID | None]]
@@ -51,6 +51,7 @@ class Exchange:
         reader: str | None = None,
         put: Put = _put,
         compression: Mapping[str, Spec] | None = None,
+        attempt: int | None = None,
     ) -> RecordDict:
         """A fresh RecordDict in which references stand for the array records of `content`.
 
@@ -58,7 +59,8 @@ class Exchange:
         the run and round of `stamp`. What is sealed is for all of the other side, or for the
         organization `reader` alone. `put(vault, key, record)` stores an array record and gives
         the CIDs of it and of its order. `compression` says by key in which form array records of
-        the answer are asked for. Raises EdgeError if anything else is larger than 1 KiB.
+        the answer are asked for. `attempt` is what attempt_of reads. Raises EdgeError if anything
+        else is larger than 1 KiB.
         """
         vault = self.vault if reader is None else self.vault.only_for(reader)
         references: dict[str, str] = {}
@@ -77,6 +79,8 @@ class Exchange:
                 slim[key] = record
         if references:
             slim[KEY] = ConfigRecord({**references})
+        if attempt is not None:
+            signing.own_record(slim)[signing.ATTEMPT] = attempt
         if self.vault.party is not None:
             if stamp is None:
                 raise EdgeError("a message that is to be signed needs its run and round")
@@ -129,7 +133,7 @@ class Exchange:
         self, key: str, cid: CID, order: CID | None, sender: PublicIdentity | None
     ) -> StoredArrays:
         arrays = StoredArrays.open(self.vault, cid, order, sender)
-        self.vault.store.fetch(cid)
+        self.vault.fetch(cid)
         return arrays
 
 

@@ -11,16 +11,20 @@ from flwr.app import Context, Message, RecordDict
 from fedipfs.exchange.compressing import Answers, asked_of
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.signing import Stamp, address, signer_of, stamp_of
+from fedipfs.exchange.signing import Stamp, address, attempt_of, signer_of, stamp_of
 
 PREFETCH = "query.prefetch"  # the type of a message that announces the next model
 
 
 class Asked(NamedTuple):
-    """What the message that a client is answering was signed for, and by which coordinator."""
+    """What the message that a client is answering was signed for, and by which coordinator.
+
+    `attempt` grows each time that the coordinator begins anew on the run.
+    """
 
     stamp: Stamp
     by: str
+    attempt: int
 
 
 _asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
@@ -51,7 +55,8 @@ def cid_mod(
     crossed = message.content
     message.content = exchange.swap_in(crossed, expected=expected)
     answers = Answers(asked_of(crossed), message.content, context)
-    signed = Asked(stamp, reader) if stamp and reader and exchange.vault.party else None
+    keys = exchange.vault.party is not None
+    signed = Asked(stamp, reader, attempt_of(crossed)) if stamp and reader and keys else None
     token = _asked.set(signed)
     try:
         if message.metadata.message_type == PREFETCH:

@@ -20,6 +20,7 @@ from fedipfs.trust import Member, Statement
 
 KEY = "fedipfs"  # the record that carries references and signatures
 _OWN = ("signature", "by")  # fields of that record that the signature does not cover
+ATTEMPT = "attempt"  # in what a coordinator sends: how often it has begun anew on the run
 SENT, ANSWERED = "model", "update"  # the roles of a coordinator's and a participant's messages
 
 
@@ -56,8 +57,7 @@ def sign(vault: Vault, content: RecordDict, stamp: Stamp) -> None:
     """Add this party's signature to a message's content."""
     party = vault.party
     assert party is not None
-    record = content.setdefault(KEY, ConfigRecord())
-    assert isinstance(record, ConfigRecord)
+    record = own_record(content)
     record.update(stamp._asdict())
     role = SENT if party.role == "coordinator" else ANSWERED
     statement = Statement(digest(content), stamp.run, stamp.round, role)
@@ -95,6 +95,12 @@ def check(
     return party.verify(by, statement, signature)
 
 
+def attempt_of(content: RecordDict) -> int:
+    """How often the coordinator had begun anew on the run when it sent a message; 0 at first."""
+    found = _own_record(content).get(ATTEMPT)
+    return found if type(found) is int and found > 0 else 0
+
+
 def signer_of(content: RecordDict) -> str | None:
     """The organization that a message names as its signer; `check` says whether it is."""
     found = _own_record(content).get("by")
@@ -105,6 +111,13 @@ def signature_of(content: RecordDict) -> bytes:
     """A message's signature; empty if it has none."""
     found = _own_record(content).get("signature")
     return found if isinstance(found, bytes) else b""
+
+
+def own_record(content: RecordDict) -> ConfigRecord:
+    """A message's record of references and signature, which it is given if it has none."""
+    record = content.setdefault(KEY, ConfigRecord())
+    assert isinstance(record, ConfigRecord)
+    return record
 
 
 def _own_record(content: RecordDict) -> ConfigRecord:

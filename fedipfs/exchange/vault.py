@@ -25,6 +25,7 @@ from fedipfs.errors import (
 )
 from fedipfs.ipld import CID, DAG_CBOR, dagcbor, unixfs
 from fedipfs.store import Store, dag
+from fedipfs.store.base import MAX_BLOCK
 from fedipfs.trust import Opener, PublicIdentity, envelope
 from fedipfs.trust.party import Party
 from fedipfs.weights import Leaves, StoredLeaves, TensorSpec, Weights, chunks
@@ -33,6 +34,7 @@ Seal = Literal["none", "updates", "all"]
 SEALS: tuple[Seal, ...] = ("none", "updates", "all")
 
 _MAX_SMALL = 64 << 20  # bytes of a state or record that is read as a whole
+_MOST_AHEAD = 4  # times the limit that a file's blocks may take: most leaves have half a MAX_BLOCK
 
 
 def choose_seal(seal: str | None, *, shared: bool, because: str | None) -> Seal:
@@ -56,7 +58,8 @@ def choose_seal(seal: str | None, *, shared: bool, because: str | None) -> Seal:
 class Vault:
     """A store, and who may read what is put into it. Without a `party` nothing is sealed.
 
-    What is shared is for all of the other side, or for the organization `only`.
+    What is shared is for all of the other side, or for the organization `only`. Files whose content
+    has more than `limit` bytes are not read: what a message names is the other side's choice.
     """
 
     _sealing: Vault | None = None  # what `sealing_all` gave
@@ -67,6 +70,7 @@ class Vault:
         party: Party | None = None,
         seal: Seal = "none",
         only: str | None = None,
+        limit: int | None = None,
     ) -> None:
         if seal not in SEALS:
             raise ConfigError(f"seal={seal} is not one of {', '.join(SEALS)}")
@@ -75,20 +79,21 @@ class Vault:
                 f"seal={seal} needs keys of this party: name its identity and its trust list"
             )
         self.store, self.party, self.seal, self._only = store, party, seal, only
+        self.limit = limit
         coordinates = party is not None and party.role == "coordinator"
         self._seals_shared = seal == "all" or (seal == "updates" and not coordinates)
         self._wants_sealed = seal == "all" or (seal == "updates" and coordinates)
 
     def only_for(self, organization: str) -> Vault:
         """The same, but what is shared is sealed to this organization of the other side alone."""
-        return Vault(self.store, self.party, self.seal, organization)
+        return Vault(self.store, self.party, self.seal, organization, self.limit)
 
     def sealing_all(self) -> Vault:
         """The same, but it seals models, too, unless nothing is sealed at all."""
         if self.seal == "none" or self._seals_shared:
             return self
         if self._sealing is None:
-            self._sealing = Vault(self.store, self.party, self.seal, self._only)
+            self._sealing = Vault(self.store, self.party, self.seal, self._only, self.limit)
             self._sealing._seals_shared = True
         return self._sealing
 
@@ -128,8 +133,11 @@ class Vault:
 
         With `sender`, who signed for it on the other side, it must be sealed where this kind is
         (NotSealed), and by nobody else (SignatureWrong): so nobody hands in what another made.
-        `max_bytes` bounds the content. Raises EnvelopeError, and what StoredLeaves raises.
+        `max_bytes` bounds the content, as the vault's own `limit` does. Raises EnvelopeError, and
+        what StoredLeaves raises.
         """
+        if self.limit is not None:
+            max_bytes = self.limit if max_bytes is None else min(max_bytes, self.limit)
         most = None if max_bytes is None else max_bytes + _overhead(max_bytes)
         stored = StoredLeaves(self.store, cid, max_bytes=most)
         head = stored.leaf(0) if stored.sizes else b""
@@ -148,6 +156,18 @@ class Vault:
         if max_bytes is not None and sum(opened.sizes) > max_bytes:
             raise WeightsError(f"{cid} has {sum(opened.sizes)} bytes, not {max_bytes} at most")
         return opened
+
+    def fetch(self, cid: CID) -> None:
+        """Bring a file's blocks near, as Store.fetch does.
+
+        With a `limit`, not those of a file whose leaves could be much larger than it declares:
+        they are fetched one by one as they are read, and a leaf of another size ends that.
+        """
+        if self.limit is not None and cid.codec != DAG_CBOR:
+            leaves = unixfs.leaf_links(cid, self.store.get)
+            if len(leaves) * MAX_BLOCK > max(_MOST_AHEAD * self.limit, MAX_BLOCK):
+                return
+        self.store.fetch(cid)
 
     def put_bytes(self, data: bytes, *, private: bool = True) -> CID:
         """Store a small file."""

@@ -15,8 +15,8 @@ from fedipfs.exchange import CidGrid, Stamp, StoredArrays, Vault, stored_cid
 from fedipfs.flower_compat import CLIENT_APP_RAISED_EXCEPTION, error_instead
 from fedipfs.ipld import CID
 from fedipfs.server.cohort import Answers, CohortGrid, Flights, ask
+from fedipfs.server.engine.base import NodeGrid
 from fedipfs.server.engine.clock import SimulatedGrid
-from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.secure import Secure
 from fedipfs.server.selection import Selection
 from fedipfs.strategies import update_in
@@ -29,12 +29,12 @@ class Asking:
     """Asks clients what a strategy wants to know, through `edge` over `grid`.
 
     `run` is signed for where messages are signed (None: they are not), `config` the CID of what
-    clients go by; they are told of `told`, too. With `secure` they answer under masks. See
-    Federation for the rest.
+    clients go by; they are told of `told`, too, and with `tells_cohort` to how many a message goes.
+    With `secure` they answer under masks. See Federation for the rest.
     """
 
     edge: CidGrid
-    grid: LocalGrid
+    grid: NodeGrid
     strategy: Strategy
     selection: Selection
     config: CID
@@ -43,6 +43,7 @@ class Asking:
     deadline_s: float | None = None
     poison: Callable[[int, list[Message]], list[Message]] | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    tells_cohort: bool = False
     secure: Secure | None = None
     _flights: Flights = field(init=False)
 
@@ -209,6 +210,8 @@ class Asking:
         random.seed(int(seed.generate_state(1)[0]))
         configure = getattr(self.strategy, f"configure_{what}")
         config = ConfigRecord({"run-config": str(self.config), **self.told})
+        if self.tells_cohort:
+            config["cohort"] = len(nodes)
         return list(configure(number, model, config, CohortGrid(self.edge, nodes)))
 
 

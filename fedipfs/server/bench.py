@@ -30,6 +30,8 @@ from fedipfs.server.spending import Price
 from fedipfs.store import Store, dag, open_store
 from fedipfs.strategies import STRATEGIES, Brief, Mean, build, required_successes
 
+_NONE = Examples(np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
+_NOBODYS = Dataset("partners", _NONE, _NONE)  # where partners train and evaluate
 _VALIDATION = 0.1  # share of its examples that a client holds out where they are needed
 
 
@@ -50,8 +52,11 @@ class Bench:
     masks: Masking | None  # of clients that add noise, see Federation
 
     @classmethod
-    def prepare(cls, config: Mapping[str, Any]) -> Bench:
-        """Everything that the checked `config` names; UserError for what the user can mend."""
+    def prepare(cls, config: Mapping[str, Any], *, remote: bool = False) -> Bench:
+        """Everything that the checked `config` names; UserError for what the user can mend.
+
+        With `remote` the clients have data of their own: what is loaded here is to evaluate on.
+        """
         config = _with_evaluation(config)
         _refuse_mismatch(config)
         clients, options, target = config["clients"], config["data"], config["task"]["target"]
@@ -63,7 +68,13 @@ class Bench:
         tasks.optim.check(config["train"])
         store = open_store(config["store"])
         store.ready()
-        dataset = task.data(root=options["root"], fallback=options["fallback"])
+        if remote:
+            _refuse_unknown(config)
+        dataset = (
+            _NOBODYS
+            if remote and not config["evaluate"]["server"]
+            else task.data(root=options["root"], fallback=options["fallback"])
+        )
         dataset, held_out = _split(dataset, options["held_out"], config["seed"])
         validation = options["validation"]
         brief = Brief(
@@ -89,16 +100,17 @@ class Bench:
         planned = private.prepare(config, dataset, task, strategy, brief)
         config |= {"privacy": planned.section, "rounds": planned.rounds}
         strategy = planned.strategy
-        # Workers will find the partition in the cache; here it fails early if it cannot be made.
-        data.partition(
-            dataset.train.targets,
-            name=options["partition"],
-            clients=clients["total"],
-            seed=config["seed"],
-            alpha=options["alpha"],
-            shards_per_client=options["shards_per_client"],
-            classes_per_client=options["classes_per_client"],
-        )
+        if not remote:
+            # Workers will find the partition in the cache; it fails early if it cannot be made.
+            data.partition(
+                dataset.train.targets,
+                name=options["partition"],
+                clients=clients["total"],
+                seed=config["seed"],
+                alpha=options["alpha"],
+                shards_per_client=options["shards_per_client"],
+                classes_per_client=options["classes_per_client"],
+            )
         model = _initial_model(store, task, config["seed"], config["init_from"])
         least = required_successes(strategy, brief)
         told = secagg.announce(config, strategy, private.float_values(task), planned.masks)
@@ -135,6 +147,26 @@ class Bench:
             batch_size=config["evaluate"]["batch_size"],
             device=config["train"]["device"],
         )
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    """ConfigError for what would be computed from data that this machine does not have."""
+    for section, name, key in (
+        ("secagg", "on", "examples"),
+        ("privacy", "dp_sgd", "examples"),
+        ("privacy", "dp_sgd", "delta"),
+    ):
+        if config[section]["name"] == name and config[section][key] is None:
+            raise ConfigError(
+                f"{section}.{key} is not known where partners have data of their own; set it"
+            )
+    if config["attack"]["name"] != "none":
+        raise ConfigError(
+            f"attack={config['attack']['name']} is for experiments with simulated clients; "
+            "choose attack=none, or engine=local"
+        )
+    if config["data"]["held_out"] and not config["evaluate"]["server"]:
+        raise ConfigError("data.held_out is a share of the coordinator's own test set; leave it 0")
 
 
 def _with_evaluation(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from fedipfs.ipld import CID
 from fedipfs.secagg import Parameters
 from fedipfs.server import private, records
 from fedipfs.server.asking import Asking
-from fedipfs.server.engine.local import LocalGrid
+from fedipfs.server.engine.base import NodeGrid
 from fedipfs.server.records import Update
 from fedipfs.server.secure import Secure, secure_metrics
 from fedipfs.server.selection import Selection
@@ -80,12 +80,13 @@ class Federation:
     the new model before it is evaluated. `spending` counts what answers cost in privacy.
     With `secagg`, the section of the configuration, the strategy gets the mean of the updates, and
     the server sees no single one; `session` then names the run in what clients sign, and `masks`,
-    where clients add noise of their own, gives a cohort's parameters. `on_phase` is told what a
-    round is at.
+    where clients add noise of their own, gives a cohort's parameters. `attempt`, the number of
+    processes that began on the run before, and the cohort's size are told to partners. `on_phase`
+    is told what a round is at.
     """
 
     vault: Vault
-    grid: LocalGrid
+    grid: NodeGrid
     strategy: Strategy
     selection: Selection
     model: StoredArrays
@@ -103,6 +104,7 @@ class Federation:
     spending: Spending | None = None
     secagg: Mapping[str, Any] | None = None
     session: str = ""
+    attempt: int | None = None
     masks: Callable[[int, int], Parameters] | None = None
     on_phase: Callable[[str], None] = lambda text: None
     _edge: CidGrid = field(init=False)
@@ -120,6 +122,7 @@ class Federation:
             compress_models=self.compress_models,
             exact=getattr(self.strategy, "extra_arrays", ()),
         )
+        self._edge.attempt = self.attempt
         self.asking = Asking(
             self._edge,
             self.grid,
@@ -131,6 +134,7 @@ class Federation:
             deadline_s=self.deadline_s,
             poison=self.poison,
             told=self._told(),
+            tells_cohort=self.attempt is not None,
             secure=self._secure(),
         )
 

@@ -1,4 +1,4 @@
-"""One whole run on this machine: from a configuration to a model, its CID and its record."""
+"""One whole run: from a configuration to a model, its CID and its record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from fedipfs.observe.memory import peak_rss
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.report import render
 from fedipfs.observe.summary import write_json
-from fedipfs.server import parties, records, results, simulation
+from fedipfs.server import records, results, simulation
 from fedipfs.server.bench import Bench
 from fedipfs.server.best import Best, source
-from fedipfs.server.engine.local import Traffic, client_name
-from fedipfs.server.engine.pool import Pool
+from fedipfs.server.engine.base import NodeGrid, Nodes, Traffic
 from fedipfs.server.folder import RunFolder
 from fedipfs.server.keep import Keeper
 from fedipfs.server.logs import LogFile, QuietFlower
@@ -33,28 +32,36 @@ from fedipfs.server.rounds import Federation, Round
 from fedipfs.server.settings import cohort_size, recorded
 from fedipfs.server.spending import Spending
 from fedipfs.server.stopping import Stopping
-from fedipfs.store import is_shared
 from fedipfs.strategies import load_state
-from fedipfs.trust.party import Party
 from fedipfs.weights.compression import Spec
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    config: Mapping[str, Any],
+    progress: Progress,
+    *,
+    resume: bool = False,
+    nodes: Nodes | None = None,
+) -> dict[str, Any]:
     """Run the federation that the checked `config` describes; returns its summary.
 
     With `resume`, `config["run_id"]` names a run that is there: its remaining rounds are run,
-    with the result that the uninterrupted run would have had.
+    with the result that the uninterrupted run would have had. `nodes` are its clients: simulated
+    ones on this machine, if not given.
 
     Raises UserError for what the user can mend, RunFailed, or RunInterrupted for Ctrl-C; the
     folder then holds all completed rounds.
     """
     began = time.monotonic()
+    nodes = nodes or simulation.Simulated()
     with QuietFlower():
         progress.phase("loading data and model")
         # A run that goes on takes its model from the store.
-        bench = Bench.prepare({**config, "init_from": None} if resume else config)
+        bench = Bench.prepare(
+            {**config, "init_from": None} if resume else config, remote=nodes.remote
+        )
         gc.freeze()  # Flower's QFedAvg and Bulyan collect garbage for every update
         if resume:
             folder = RunFolder.open(config["runs_dir"], config["run_id"])
@@ -62,7 +69,7 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
             folder = RunFolder.create(config["runs_dir"], config["run_id"], config["experiment"])
         try:
             with LogFile(folder.path / "log.txt"):
-                return _Session(bench, folder, progress, began).run()
+                return _Session(bench, folder, progress, began, nodes).run()
         finally:
             progress.close()
             folder.close()
@@ -72,11 +79,13 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool = False) 
 class _Session:
     """The time between opening a run's folder and closing it."""
 
-    def __init__(self, bench: Bench, folder: RunFolder, progress: Progress, began: float) -> None:
+    def __init__(
+        self, bench: Bench, folder: RunFolder, progress: Progress, began: float, nodes: Nodes
+    ) -> None:
         config = self.config = {**bench.config, "run_id": folder.run_id}
-        self.bench, self.store = bench, bench.store
+        self.bench, self.store, self.nodes = bench, bench.store, nodes
         self.folder, self.progress, self.began = folder, progress, began
-        self.vault = Vault(bench.store, self._party(), config["seal"])
+        self.vault = Vault(bench.store, nodes.party(config, folder.path), config["seal"])
         self.lines: list[dict[str, Any]] = []
         self.asking: dict[str, Any] | None = None  # who was asked, where a resumed run goes on
         self.states: dict[int, list[CID]] = {}
@@ -116,15 +125,6 @@ class _Session:
             first["unsealed_because"] = config["unsealed_because"]
         self.head = self.first = records.put(self.vault, first, None)
 
-    def _party(self) -> Party | None:
-        """The coordinator, where it has keys, something is sealed or others read the store."""
-        config = self.config
-        private = config["seal"] == "none" and not is_shared(config["store"])
-        if private and config["identity"] is None and config["secagg"]["name"] == "off":
-            return None
-        names = [client_name(number) for number in range(config["clients"]["total"])]
-        return parties.coordinator(self.folder.path, config["identity"], names)
-
     def run(self) -> dict[str, Any]:
         config, folder = self.config, self.folder
         last = self._last_round()
@@ -140,11 +140,11 @@ class _Session:
         if not last:
             self.keeper.begin(self.head)
             folder.write("head", f"{self.head}\n")
-        pool: Pool | None = None
         status, error = "failed", None
         try:
-            pool = simulation.pool(config, self.vault)
-            self._rounds(pool, last + 1)
+            opened = self.nodes.open(config, self.vault, self.states, self.progress.client_done)
+            with opened as grid:
+                self._rounds(grid, last + 1)
             if self.stopping.diverged:
                 raise Diverged(self.stopping.diverged)
             status = "finished"
@@ -163,8 +163,6 @@ class _Session:
             error = str(problem)
             raise
         finally:
-            if pool is not None:
-                pool.close()
             self._disk.shutdown()  # what is under way is completed
             summary = self._write_results(status, error)
         self.progress.finish(summary, folder.path, _store_option(config["store"]))
@@ -231,15 +229,15 @@ class _Session:
             self.spending.restore(record["privacy"])
         return number
 
-    def _rounds(self, pool: Pool, first: int) -> None:
+    def _rounds(self, grid: NodeGrid, first: int) -> None:
         config, bench, progress = self.config, self.bench, self.progress
-        grid = simulation.grid(config, pool, self.states, progress.client_done)
+        begun = self._begun()
         self.traffic = grid.traffic
         federation = Federation(
             self.vault,
             grid,
             bench.strategy,
-            simulation.selection(config, bench.min_successes),
+            simulation.selection(config, bench.min_successes, grid.name_of),
             self.model,
             self.recorded,
             self.first,
@@ -253,7 +251,8 @@ class _Session:
             prefetch=bool(config["store"].get("prefetch")),
             spending=self.spending,
             secagg=config["secagg"],
-            session=self._session(),
+            session=session_name(str(self.first), begun),
+            attempt=begun if self.nodes.remote else None,
             masks=bench.masks,
             on_phase=progress.phase,
         )
@@ -281,17 +280,18 @@ class _Session:
                 break
         self._settle()
 
-    def _session(self) -> str:
-        """The run in what is signed for secure aggregation: another one in every process.
+    def _begun(self) -> int:
+        """How many processes have begun on this run before: another number in every one.
 
-        A round that was interrupted is begun anew with other keys; those who had helped to unmask
-        it would not do so a second time.
+        Under secure aggregation it is in what is signed: a round that was interrupted is begun
+        anew with other keys, and those who had helped to unmask it would not do so a second time.
+        And partners tell by it a round that is asked anew from one that is replayed to them.
         """
-        if self.config["secagg"]["name"] == "off":
-            return ""
+        if self.config["secagg"]["name"] == "off" and not self.nodes.remote:
+            return 0
         begun = self.folder.count("sessions")
         self.folder.write("sessions", f"{begun + 1}\n")
-        return session_name(str(self.first), begun)
+        return begun
 
     def _out_of_time(self) -> str | None:
         return self.stopping.out_of_time(time.monotonic() - self.began)

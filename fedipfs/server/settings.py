@@ -35,7 +35,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "task": ("name", "target", "options", "metric", "direction"),
     "strategy": ("name",),
     "store": ("kind",),
-    "engine": ("name", "workers", "timeout_s"),
+    "engine": ("name", "timeout_s"),
     "compression": ("name",),
     "attack": ("name",),
     "privacy": ("name",),
@@ -330,7 +330,13 @@ def _train(train: dict[str, Any]) -> None:
 
 
 def _engine(engine: dict[str, Any], most: int) -> None:
-    _choice(engine, "name", ("local", "serial"), "engine.")
+    _choice(engine, "name", ("local", "serial", "deploy"), "engine.")
+    _keys(engine, _defaults(f"engine/{engine['name']}.yaml"), "engine.")
+    if engine["name"] == "deploy":
+        _choice(engine, "superlink", ("managed", "running"), "engine.")
+        _number(engine, "timeout_s", 0.001, 1e9, "engine.")
+        _number(engine, "join_s", 0.0, 1e9, "engine.")
+        _integer(engine, "restarts", 0, "engine.")
     if engine["name"] == "local":
         if engine["workers"] is None:
             engine["workers"] = os.cpu_count() or 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,45 @@ from fedipfs.ipld import CID
 from fedipfs.secagg.parameters import MIN_CLIENTS
 from fedipfs.server import parties
 from fedipfs.server.attack import Adversary, malicious, node_config
+from fedipfs.server.engine.base import FIRST_NODE, NodeGrid
 from fedipfs.server.engine.clock import SimulatedGrid, durations
-from fedipfs.server.engine.local import FIRST_NODE, RUN_ID, LocalGrid, client_name
+from fedipfs.server.engine.local import RUN_ID, LocalGrid, client_name
 from fedipfs.server.engine.pool import Pool, ProcessPool, SerialPool
 from fedipfs.server.selection import Selection
+from fedipfs.store import is_shared
+from fedipfs.trust.party import Party
 
 CLIENT_APP = "fedipfs.clients.app:app"
 WORKER = "fedipfs.clients.worker:serve"
+
+
+class Simulated:
+    """Nodes (see engine/base.py) on this machine, with a partition of the data set each."""
+
+    remote = False
+
+    def party(self, config: Mapping[str, Any], folder: Path) -> Party | None:
+        """The coordinator, where it has keys, something is sealed or others read the store."""
+        private = config["seal"] == "none" and not is_shared(config["store"])
+        if private and config["identity"] is None and config["secagg"]["name"] == "off":
+            return None
+        names = [client_name(number) for number in range(config["clients"]["total"])]
+        return parties.coordinator(folder, config["identity"], names)
+
+    @contextmanager
+    def open(
+        self,
+        config: Mapping[str, Any],
+        vault: Vault,
+        states: dict[int, list[CID]],
+        on_reply: Callable[[str, bool], None],
+    ) -> Iterator[NodeGrid]:
+        """Their workers run until the context ends."""
+        workers = pool(config, vault)
+        try:
+            yield grid(config, workers, states, on_reply)
+        finally:
+            workers.close()
 
 
 def pool(config: Mapping[str, Any], vault: Vault) -> Pool:
@@ -97,7 +130,7 @@ def adversary(config: Mapping[str, Any], strategy: Strategy) -> Adversary | None
     )
 
 
-def selection(config: Mapping[str, Any], least: int) -> Selection:
+def selection(config: Mapping[str, Any], least: int, name_of: Callable[[int], str]) -> Selection:
     """Who is asked; `least` good updates are needed in a round."""
     clients = config["clients"]
     if config["secagg"]["name"] != "off":  # of fewer nothing is summed
@@ -107,5 +140,5 @@ def selection(config: Mapping[str, Any], least: int) -> Selection:
         **{name: clients[name] for name in names},
         least=least,
         seed=config["seed"],
-        name_of=lambda node: client_name(node - FIRST_NODE),
+        name_of=name_of,
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedipfs.exchange import frame, unframe
 from fedipfs.flower_compat import (
@@ -22,25 +20,10 @@ from fedipfs.flower_compat import (
     set_message_id,
 )
 from fedipfs.ipld import CID
+from fedipfs.server.engine.base import FIRST_NODE, NodeGrid, Traffic
 from fedipfs.server.engine.pool import Outcome, Pool
 
 RUN_ID = 1
-FIRST_NODE = SERVER_NODE_ID + 1
-
-
-@dataclass
-class Traffic:
-    """What has passed: bytes of Flower messages, bytes that workers put and got, and so on."""
-
-    flower: int = 0
-    store_put: int = 0
-    store_get: int = 0
-    sent: int = 0  # of that, to a service
-    fetched: int = 0
-    peak_rss: int = 0  # bytes, of the largest worker
-
-    def copy(self) -> Traffic:
-        return replace(self)
 
 
 class _Done(NamedTuple):
@@ -57,7 +40,7 @@ def client_name(partition: int) -> str:
     return f"client-{partition}"
 
 
-class LocalGrid(Grid):
+class LocalGrid(NodeGrid):
     """`clients` nodes, served by `pool`; implements Flower's public Grid.
 
     A node's `Context.state` survives between messages: it lives in the store, so any worker can
