@@ -113,17 +113,23 @@ class _Chain:
         config = run.config
         try:
             blocks = open_blocks(spec or _store_of(config))
-            party = self._party(run.path, config.get("identity"))
+            engine = config.get("engine")
+            deployed = isinstance(engine, dict) and engine.get("name") == "deploy"
+            party = self._party(run.path, config.get("identity"), deployed)
             for cid, record in chain(Vault(blocks, party), CID.parse(head)):
                 self.records.append((str(cid), record))
         except (FedIPFSError, OSError) as error:
             self.broken = str(error)
 
-    def _party(self, folder: Path, identity: Any) -> Party | None:
+    def _party(self, folder: Path, identity: Any, deployed: bool) -> Party | None:
         from fedipfs.server import parties
+        from fedipfs.server.home import Home
 
         try:
-            party = parties.reader(folder, None if identity is None else str(identity))
+            if deployed:
+                party: Party | None = parties.of_federation(Home.load())
+            else:
+                party = parties.reader(folder, None if identity is None else str(identity))
             if party is not None:
                 public = party.identity.public
                 self.key = f"{public.organization} ({public.fingerprint})"

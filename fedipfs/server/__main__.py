@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PRELOAD = ("fedipfs.clients.preload",)  # what workers need and what takes long to import
 _PRIVATE = ("fedipfs.privacy.models", "fedipfs.privacy.ledger")  # and under differential privacy
 _ON_RESUME = ("rounds", "engine", "data.root", "runs_dir", "resume")
+_COMMANDS = ("init", "admit", "members", "remove", "renew", "up", "app")  # of server/commands.py
 _failures: list[FedIPFSError] = []
 _began = False  # whether a job has: what fails before is a matter of the command line
 _loaded = False  # whether the libraries have been imported that a run needs
@@ -28,6 +29,10 @@ _nothing = "stopped before anything was begun"  # what to say while there is no 
 
 def main() -> None:
     """Run the command line and exit as the documentation says (0, 1, 2, 3 or 130)."""
+    if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
+        from fedipfs.server import commands
+
+        sys.exit(commands.main(sys.argv[1:]))
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -116,6 +121,7 @@ def _job(config: DictConfig) -> float | None:
     if resume is not None:
         _nothing = _go_on(str(resume), str(values["runs_dir"]))
         values = _resumed(values)
+    remote = _remote(values, fresh=resume is None)
     checked = settings.check(values)
     folder.usable(checked["runs_dir"])
     if checked["engine"]["name"] == "local":
@@ -123,7 +129,11 @@ def _job(config: DictConfig) -> float | None:
         warm_up(_PRELOAD + _PRIVATE * private)  # while this process imports and loads, too
     from fedipfs.observe.progress import Progress
     from fedipfs.server import sweep
-    from fedipfs.server.run import run
+
+    if remote:
+        from fedipfs.server.remote import run
+    else:
+        from fedipfs.server.run import run
 
     with Progress() as progress:
         summary = run(checked, progress, resume=resume is not None)
@@ -137,6 +147,18 @@ def _job(config: DictConfig) -> float | None:
             0,
         )
     return float(metrics[wanted]) if wanted in metrics else None
+
+
+def _remote(values: dict[str, Any], *, fresh: bool) -> bool:
+    """Whether the run is with real partners; a fresh one is fitted to those that there are."""
+    if values["engine"].get("name") != "deploy":
+        return False
+    if fresh:
+        from fedipfs.server.membership import Home, Registry
+        from fedipfs.server.remote import fitted
+
+        values |= fitted(values, Registry.open(Home.load()))
+    return True
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,12 @@ from fedipfs.exchange import Vault
 from fedipfs.ipld import CID
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.relay import Relay
-from fedipfs.server import remote, settings
+from fedipfs.server import parties, remote, settings
 from fedipfs.server.engine.base import NodeGrid
 from fedipfs.server.engine.deploy import Seat, SuperLinkGrid
 from fedipfs.server.membership import Home, Registry
 from fedipfs.server.run import run
 from fedipfs.server.submission import Submission
-from fedipfs.trust import Identity
 from fedipfs.trust.party import Party
 
 app = ServerApp()
@@ -76,7 +75,7 @@ class Partners:
 
     def party(self, config: Mapping[str, Any], folder: Path) -> Party:
         """The coordinator with its own keys, and the members as they are now."""
-        return Party(Identity.unlock(self._home.identity), "coordinator", self._home.trust)
+        return parties.of_federation(self._home)
 
     @contextmanager
     def open(

@@ -2,17 +2,21 @@
 
 They live in the run's folder, `keys/`, readable only by its owner: whoever holds
 `coordinator.key` can open what the run sealed. Real organizations make their keys at home
-(`fedipfs keys new`).
+(`fedipfs keys new`), and so does the coordinator of a federation of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedipfs.errors import KeyFileError, TrustListError
 from fedipfs.trust import Identity, Member, TrustList
 from fedipfs.trust.party import Party
+
+if TYPE_CHECKING:
+    from fedipfs.server.home import Home
 
 FOLDER = "keys"
 _COORDINATOR, _LIST = "coordinator.key", "trust.toml"
@@ -61,6 +65,11 @@ def reader(run: Path, identity: str | None = None) -> Party | None:
     if not (folder / _LIST).exists() or not path.exists():
         return None
     return _listed(Identity.unlock(path), folder, path)
+
+
+def of_federation(home: Home) -> Party:
+    """The coordinator of a federation, whose trust list has the members as they are now."""
+    return Party(Identity.unlock(home.identity), "coordinator", home.trust)
 
 
 def _listed(keys: Identity, folder: Path, path: Path) -> Party:

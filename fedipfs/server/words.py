@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedipfs.errors import ConfigError
-from fedipfs.server import settings
+from fedipfs.server.known import unknown
 
 
 def quoted(words: list[str]) -> list[str]:
@@ -53,5 +53,5 @@ def problem_of(error: Exception) -> str:
     if found := re.match(r"Multiple values for (\S+)\.", str(error)):
         return f"{found[1]} is given more than once; leave one of them"
     if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error)):
-        return settings.unknown(found[1])
+        return unknown(found[1])
     return " ".join(str(error).split())

@@ -13,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import ArrayRecord
 from parties import blocks
 from runs import QUICK, command, configure, lines, play, start
@@ -79,7 +80,7 @@ def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
 
 def chain(runs_dir, run_id: str = "one") -> tuple[Vault, list[dict]]:
     """A run's vault, as its coordinator reads it, and its rounds, the first one first."""
-    seal = settings.yaml.safe_load((runs_dir / run_id / "config.yaml").read_text())["seal"]
+    seal = yaml.safe_load((runs_dir / run_id / "config.yaml").read_text())["seal"]
     vault = Vault(FolderStore(runs_dir / "store"), parties.reader(runs_dir / run_id), seal)
     head = CID.parse((runs_dir / run_id / "head").read_text().strip())
     found = [each for _, each in records.chain(vault, head) if each["type"] == records.ROUND]
@@ -687,7 +688,7 @@ def test_a_run_that_was_killed_at_any_moment_goes_on(tmp_path):
 def test_average_is_resumed_on_the_terms_that_it_began_with(tmp_path):
     words = (*QUICK, "strategy=average", "secagg=on", "run_id=one")
     play(tmp_path, *words, "rounds=1")
-    config = settings.yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     assert config["secagg"]["examples"] == 0
     checked = settings.check({**config, "rounds": 2})
     assert run(checked, Progress(io.StringIO(), quiet=True), resume=True)["rounds_completed"] == 2

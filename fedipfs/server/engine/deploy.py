@@ -102,6 +102,9 @@ class SuperLinkGrid(NodeGrid):
             time.sleep(_POLLS_S[1])
 
     def name_of(self, node_id: int) -> str:
+        if node_id not in self._names:
+            seat = self._seats().get(node_id - FIRST_NODE)
+            self._names[node_id] = seat.name if seat else f"member-{node_id - FIRST_NODE}"
         return self._names[node_id]
 
     def now(self) -> float:
@@ -183,7 +186,6 @@ class SuperLinkGrid(NodeGrid):
         online = set(self._asked(self._grid.get_node_ids))
         there = []
         for number, seat in sorted(self._seats().items()):
-            self._names[FIRST_NODE + number] = seat.name
             if seat.node_id in online:
                 there.append(FIRST_NODE + number)
         return there
@@ -203,7 +205,7 @@ class SuperLinkGrid(NodeGrid):
 
     def _refuse(self, message: Message, why: str) -> None:
         """Answer in the place of a node to which a message cannot be sent."""
-        name = self._names.get(message.metadata.dst_node_id, "its node")
+        name = self.name_of(message.metadata.dst_node_id)
         set_message_id(message, f"not-sent-{uuid.uuid4().hex}")
         number = message.metadata.message_id
         self._sent[number] = (message, None)
