@@ -16,6 +16,9 @@
     │   │   └── BlockCorrupt          bytes that do not hash to their CID
     │   ├── KeyFileError              a file of private keys: unreadable, open to others, damaged
     │   ├── TrustListError            a trust list: unreadable, malformed, contradictory
+    │   ├── JoinError                 a join or federation file, or members.json: not one, damaged
+    │   ├── ActivityError             a site's activity log or replay positions: unusable
+    │   │   └── ActivityTampered      a line of the log was changed, moved or taken out
     │   ├── JournalError              a secure-aggregation journal: unreadable, altered, not ours
     │   └── LedgerError               a privacy ledger: missing, unreadable, in use, or altered
     │       └── LedgerTampered        its chain is broken, or its end is missing
@@ -40,7 +43,10 @@
     │   ├── SignatureWrong            the signature does not fit what was signed
     │   ├── SignerUnknown             nobody in the trust list, or not in that role
     │   ├── SignerExpired             outside the dates of the trust list
-    │   └── SignerRevoked
+    │   ├── SignerRevoked
+    │   └── Replayed                  a message that came before, or after what came later
+    ├── PolicyRefused                 3: what a site's policy forbids; names the rule
+    ├── JoinRefused                   3: a join or federation file that is not to be believed
     ├── SecAggRefused                 3: what no honest party to secure aggregation asks or says
     │   ├── BelowFloor                parameters weaker than a site permits, or not those it pinned
     │   ├── WrongSession              a session that does not fit what a client is asked to do
@@ -58,9 +64,11 @@
     ├── BudgetSpent                   3: a round would pass what a site's privacy ledger allows
     ├── PrivacyRequired               3: a site was asked for what it gives away only with privacy
     ├── Withheld                      3: a client failed, and why may tell of its records
+    ├── ParallelFailed                3: of a site's processes that train together one failed, ...
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, ...
     │   └── Diverged                  the loss or the weights left all bounds
+    ├── NodeFailed                    3: a site's process does not stay up, or is refused
     └── RunInterrupted                130: stopped by the user; resumable
 
 Messages are one line: what, where, what to do.
@@ -142,6 +150,18 @@ class KeyFileError(UserError):
 
 class TrustListError(UserError):
     """A trust list that is unreadable, malformed or contradicts itself."""
+
+
+class JoinError(UserError):
+    """A join file, a federation file or a list of members that is none, or is damaged."""
+
+
+class ActivityError(UserError):
+    """A site's own account, of what it did or of what it was asked, that cannot be used."""
+
+
+class ActivityTampered(ActivityError):
+    """An activity log in which a line was changed, moved or taken out."""
 
 
 class JournalError(UserError):
@@ -248,6 +268,25 @@ class SignerRevoked(SignatureRefused):
     """The signer's key is revoked in the trust list."""
 
 
+class Replayed(SignatureRefused):
+    """A message that came before, or that is of a round before one that has begun."""
+
+
+class PolicyRefused(FedIPFSError):
+    """What a site's policy forbids. The text begins with the rule's name in site.yaml."""
+
+    exit_code = 3
+
+
+class JoinRefused(FedIPFSError):
+    """A join or federation file that is not to be believed: too old, or of other keys than known.
+
+    One that is not signed as it must be is a SignatureRefused.
+    """
+
+    exit_code = 3
+
+
 class SecAggRefused(FedIPFSError):
     """What an honest party to secure aggregation never asks or says."""
 
@@ -326,6 +365,12 @@ class Withheld(FedIPFSError):
     exit_code = 3
 
 
+class ParallelFailed(FedIPFSError):
+    """Processes that train together at a site: one failed or died, or they took too long."""
+
+    exit_code = 3
+
+
 class BadUpdate(FedIPFSError):
     """One client's update cannot be used."""
 
@@ -340,6 +385,12 @@ class RunFailed(FedIPFSError):
 
 class Diverged(RunFailed):
     """The loss or the weights are not finite, or far beyond where they began."""
+
+
+class NodeFailed(FedIPFSError):
+    """A process of a site that does not stay up, or a SuperNode that is refused."""
+
+    exit_code = 3
 
 
 class RunInterrupted(FedIPFSError):

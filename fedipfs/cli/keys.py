@@ -51,7 +51,9 @@ class DateType(click.ParamType):
 
 def home() -> Path:
     """The folder of keys and trust list."""
-    return Path(os.environ.get("FEDIPFS_HOME") or Path.home() / ".fedipfs")
+    from fedipfs.trust import files  # it takes cryptography along
+
+    return files.home()
 
 
 def list_option(command: Callable[..., Any]) -> Callable[..., Any]:

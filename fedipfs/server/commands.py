@@ -1,4 +1,4 @@
-"""`fedipfs-server init`, `admit`, `members`, `remove`, `renew`: who is in a federation.
+"""`fedipfs-server init`, `admit`, `members`, `remove`, `renew`, `up`, `app`: a federation's own.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -200,6 +200,40 @@ def members(write: Path | None, as_json: bool, folder: Path | None) -> None:
     _warn(ends)
     if write is not None:
         _write_all(registry, write, quiet=as_json)
+
+
+@app.command()
+@home_option
+def up(folder: Path | None) -> None:
+    """Keep the SuperLink up, so that partners stay connected between runs; until Ctrl-C."""
+    import signal
+
+    from fedipfs.server.engine.control import Control
+    from fedipfs.server.engine.superlink import Supervisor
+    from fedipfs.server.membership import Home, Registry, synchronise
+
+    home = Home.load(folder)
+    # Also while it starts: its processes are not to outlive this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with Supervisor(home) as supervisor:
+        with Control.reach(home) as control:
+            for line in synchronise(Registry.open(home), control) if control else ():
+                click.echo(line)
+        click.echo(f"up: partners dial {home.address}; logs are in {home.path / 'logs'}")
+        _warn(_ends(home))
+        supervisor.wait()
+
+
+@app.command(name="app")
+@click.argument("directory", type=click.Path(path_type=Path))
+def app_(directory: Path) -> None:
+    """Write the Flower app that stands for FedIPFS to a DIRECTORY, for `flwr run`."""
+    from fedipfs.server.submission import app_files
+
+    directory.mkdir(parents=True)
+    for name, content in app_files().items():
+        (directory / name).write_bytes(content)
+    click.echo(f"wrote {directory}; see docs/partners.md for `flwr run {directory}`")
 
 
 @app.command()

@@ -8,12 +8,18 @@ import secrets
 import stat
 import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedipfs.errors import UserError, one_line
 
 Error = type[UserError]
 Path_ = str | os.PathLike[str]
+
+
+def home() -> Path:
+    """The folder of an organization's own files: $FEDIPFS_HOME, else ~/.fedipfs."""
+    return Path(os.environ.get("FEDIPFS_HOME") or Path.home() / ".fedipfs")
 
 
 def read(
@@ -69,12 +75,12 @@ def write_new(path: Path_, text: str) -> None:
     _sync(os.path.dirname(os.path.abspath(path)))
 
 
-def write_whole(path: Path_, text: str) -> None:
+def write_whole(path: Path_, text: str, mode: int = 0o644) -> None:
     """Put `text` in the place of what a file (or the file behind a link) holds, all or nothing."""
     target = os.path.realpath(path)
     temporary = f"{target}.{secrets.token_hex(8)}"
     try:
-        _create(temporary, text, 0o644)
+        _create(temporary, text, mode)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):

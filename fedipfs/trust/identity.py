@@ -57,11 +57,7 @@ class PublicIdentity:
 
     def __post_init__(self) -> None:
         name = self.organization
-        if type(name) is not str or not _ORGANIZATION.fullmatch(name):
-            raise FormatError(
-                f"organization {name!r:.80}: use 1 to 64 letters, digits, '.', '_' or '-', "
-                "the first a letter or digit"
-            )
+        check_organization(name)
         for kind, key in (("signing", self.signing), ("sealing", self.sealing)):
             if type(key) is not bytes or len(key) != 32:
                 raise FormatError(f"{kind} key of {name}: a public key has 32 bytes")
@@ -119,6 +115,15 @@ class PublicIdentity:
     def load(cls, path: Path_) -> PublicIdentity:
         """The identity in a public file. Raises TrustListError."""
         return cls.loads(files.read(path, TrustListError, limit=MAX_FILE), path)
+
+
+def check_organization(name: str) -> None:
+    """Refuse what cannot be an organization's name. Raises FormatError."""
+    if type(name) is not str or not _ORGANIZATION.fullmatch(name):
+        raise FormatError(
+            f"organization {name!r:.80}: use 1 to 64 letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
+        )
 
 
 REQUIRED = {"organization": str, "signing": str, "sealing": str}
