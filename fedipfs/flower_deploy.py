@@ -5,12 +5,23 @@ Together with flower_compat.py the only place for them; local runs do not import
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import Any, NamedTuple, NoReturn
 
+import grpc
+import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from flwr.app import Context, Message
 from flwr.cli.build import build_fab_from_files
+from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
+from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -21,26 +32,55 @@ from flwr.proto.control_pb2 import (
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.grpc import create_channel
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionClientInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 from flwr.supercore.run import RunNotRunningException as RunNotRunning
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
 __all__ = [
     "ControlHttpClient",
     "NodeState",
     "RunNotRunning",
     "RunState",
+    "acquire_task",
+    "beating",
     "control_client",
+    "deactivate_node",
+    "finish_task",
     "list_nodes",
+    "pull_task",
+    "push_reply",
     "register_node",
     "run_state",
+    "run_supernode",
+    "runtime_client",
     "start_run",
     "stop_run",
     "stream_log",
+    "task_client",
     "unregister_node",
 ]
+
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_DEACTIVATE_S = 5.0
 
 
 class NodeState(NamedTuple):
@@ -126,3 +166,117 @@ def _line(key: bytes) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return bytes_to_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+# ---- a partner's machine: the SuperNode, and its Runtime API
+
+
+def runtime_client(address: str, secret: bytes) -> RuntimeHttpClient:
+    """A client that may claim tasks of the SuperNode whose Runtime API is at host:port."""
+    proof = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE])
+    return _runtime(address, proof)
+
+
+def task_client(address: str, token: str) -> RuntimeHttpClient:
+    """A client that may do what the task with this token needs."""
+    return _runtime(address, RuntimeTokenHttpInterceptor(token))
+
+
+def _runtime(address: str, proof: Any) -> RuntimeHttpClient:
+    # Without Flower's retries: these never end, and a refusal would interrupt this process.
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="fedipfs"), proof],
+    )
+
+
+def acquire_task(client: RuntimeHttpClient) -> str | None:
+    """Claim a ClientApp's task; its token, None if there is none to do. Raises httpx.HTTPError."""
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    return client.AcquireTask(request).token or None
+
+
+def pull_task(client: RuntimeHttpClient) -> tuple[Message, Context]:
+    """The message of a task, and Flower's context for it; the Flower app is left as it came."""
+    message, context, _, _ = pull_task_input(client)
+    return message, context
+
+
+def push_reply(client: RuntimeHttpClient, reply: Message, context: Context) -> None:
+    """Hand in a task's reply."""
+    push_message(client, reply, context)
+
+
+def finish_task(client: RuntimeHttpClient, problem: str = "") -> None:
+    """Say that a task is done, or what went wrong."""
+    status = SubStatus.FAILED if problem else SubStatus.COMPLETED
+    client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=problem))
+
+
+@contextmanager
+def beating(client: RuntimeHttpClient) -> Iterator[None]:
+    """Keep a task alive meanwhile: SuperNodes give up those that they do not hear of."""
+
+    def beat() -> bool:
+        with suppress(httpx.HTTPError):
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        return True
+
+    sender = HeartbeatSender(beat)
+    sender.start()
+    try:
+        yield
+    finally:
+        sender.stop()
+
+
+def deactivate_node(address: str, ca: bytes, node_key: bytes, node_id: int) -> None:
+    """Tell the SuperLink at host:port that a SuperNode is gone which could not say so itself.
+
+    What it was asked counts as failed then, at once. Nothing happens if the SuperLink cannot be
+    reached, or knows already.
+    """
+    key = load_ssh_private_key(node_key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    channel = create_channel(
+        server_address=address,
+        insecure=False,
+        root_certificates=ca,
+        interceptors=[
+            RuntimeVersionClientInterceptor(component_name="SuperNode"),
+            NodeAuthClientInterceptor(key, key.public_key()),
+        ],
+    )
+    with suppress(grpc.RpcError), closing(channel):
+        request = DeactivateNodeRequest(node_id=node_id)
+        FleetStub(channel).DeactivateNode(request, timeout=_DEACTIVATE_S)
+
+
+def run_supernode(arguments: Sequence[str], poll_s: float | None) -> NoReturn:
+    """Be `flower-supernode` with these arguments, to the end of this process.
+
+    With `poll_s` it looks that often for messages and replies, where Flower waits 3 s and 0.5 s.
+    """
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    if poll_s is not None:
+        start_client_internal.time = _Hasty(poll_s)  # type: ignore[assignment]
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+    sys.exit(0)
+
+
+class _Hasty:
+    """The module `time`, with short sleeps."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(min(seconds, self._longest))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)

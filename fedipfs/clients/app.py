@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,10 +38,13 @@ from fedipfs import data, tasks
 from fedipfs.clients import personal, private, secure
 from fedipfs.clients.control import Control
 from fedipfs.clients.demands import Demands
+from fedipfs.clients.gate import gate_in_use, gate_mod
+from fedipfs.clients.parallel import Recipe, trainer_for
+from fedipfs.clients.seeding import seed_everything
 from fedipfs.clients.trainer import gradient
 from fedipfs.clients.trainer import train as train_model
 from fedipfs.data import Dataset, Examples
-from fedipfs.errors import ConfigError
+from fedipfs.errors import ConfigError, PolicyRefused, one_line
 from fedipfs.exchange import (
     StoredArrays,
     cid_mod,
@@ -56,7 +60,7 @@ from fedipfs.privacy.fingerprint import digests, fingerprint
 if TYPE_CHECKING:
     from fedipfs.privacy.rdp import Event
 
-app = ClientApp(mods=[cid_mod])
+app = ClientApp(mods=[gate_mod, cid_mod])
 
 _MOST_HELD_OUT = 0.9  # share of a client's examples
 
@@ -71,13 +75,20 @@ def train(message: Message, context: Context) -> Message:
 def _trained(message: Message, context: Context, part: Event | None = None) -> RecordDict:
     """What `train` answers; `part` is what a part in a noised sum costs the records."""
     site = _site(message, context)
+    noisy = site.is_private and _ask(message).get("answer") != "gradient"
+    # Refuses what it cannot do before anything is spent.
+    several = trainer_for(context.node_config, site.recipe(message), private=noisy)
     guard = site.guard(message, context, part)
     with guard.discreet() if guard else nullcontext():
-        return _learnt(site, guard, message, context)
+        return _learnt(site, guard, several or train_model, message, context)
 
 
 def _learnt(
-    site: Site, guard: private.Guard | None, message: Message, context: Context
+    site: Site,
+    guard: private.Guard | None,
+    learn: Callable[..., dict[str, float]],
+    message: Message,
+    context: Context,
 ) -> RecordDict:
     ask = _ask(message)
     examples, held_out = site.examples(context)
@@ -102,7 +113,7 @@ def _learnt(
             private=guard.training(task, model, examples, whole=True) if guard else None,
         )
     else:
-        metrics = train_model(
+        metrics = learn(
             task,
             model,
             examples.inputs,
@@ -168,6 +179,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.query("prefetch")
+def prefetch(message: Message, context: Context) -> Message:
+    """For Flower, which knows no message without a function; `cid_mod` has fetched the model."""
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.query("capabilities")
 def capabilities(message: Message, context: Context) -> Message:
     """What this node has to offer, for the choice of a cohort; see clients.requires.
@@ -175,10 +192,13 @@ def capabilities(message: Message, context: Context) -> Message:
     How many examples it has, a site does not tell whose updates leave under masks only.
     """
     site = _site(message, context)
-    offers: dict[str, bool | int] = {
+    offers: dict[str, bool | int | list[str]] = {
         "gpu": torch.cuda.is_available(),
+        "gpus": torch.cuda.device_count(),
         "cores": len(os.sched_getaffinity(0)),
     }
+    if gate := gate_in_use():
+        offers["tasks"] = list(gate.policy.tasks)
     if not site.is_private:
         private.require_none(context, lambda: site.fingerprint(context))
     if not Demands.of(context.node_config).required:
@@ -189,6 +209,33 @@ def capabilities(message: Message, context: Context) -> Message:
     return Message(RecordDict({"capabilities": ConfigRecord({**offers})}), reply_to=message)
 
 
+class Opened(NamedTuple):
+    """What a site's data set follows from: the run's configuration, and the node's own.
+
+    `own`: the data are the site's own, and not a part of the task's; then `tasks` are the targets
+    that may be trained, else what else may be imported.
+    """
+
+    run_config: str
+    partitions: int
+    root: str = ""
+    tasks: str = ""
+    device: str = ""
+    own: bool = False
+
+
+_own: list[Dataset] = []
+
+
+def use_data(dataset: Dataset) -> None:
+    """Train on this data set of the site's own, where the node's configuration says `own-data`.
+
+    What is held out is its test set if it has one; under record-level privacy, where the size of
+    that would tell of records, a share of its training set, as for the parts of a task's data.
+    """
+    _own[:] = [dataset]
+
+
 class Site(NamedTuple):
     """What a client keeps between messages of one run."""
 
@@ -196,13 +243,12 @@ class Site(NamedTuple):
     allowed: tuple[str, ...]  # tasks that may be imported
     dataset: Dataset
     parts: list[np.ndarray]
-    data_set: tuple[str, int, str, str]  # what the site was opened with
+    opened: Opened  # what it was opened with
 
     def load(self, message: Message) -> tuple[tasks.Task, torch.nn.Module]:
         """The task, and its module with the weights that came with `message`."""
         given = _ask(message).get("task-options")
-        target, own = self.config["task"]["target"], self.config["task"]["options"]
-        options = json.dumps(json.loads(str(given)) if given else own, sort_keys=True)
+        target, options, _ = self.recipe(message)
         replace = bool(self.config["privacy"].get("replace_layers"))
         task = _task(target, options, self.allowed, replace)
         if (ensemble := _ask(message).get("ensemble")) is not None:
@@ -211,11 +257,19 @@ class Site(NamedTuple):
             return task, _ensemble(str(ensemble), target, self.allowed)
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
-        if given:
-            _check_shapes(task, arrays)
+        if given or gate_in_use():
+            _check_shapes(task, arrays, must=bool(given))
         model = _module(target, options, self.allowed, replace)
         model.load_state_dict(_state_dict(arrays))
         return task, model
+
+    def recipe(self, message: Message) -> Recipe:
+        """What `message` wants trained."""
+        given = _ask(message).get("task-options")
+        options = json.loads(str(given)) if given else self.config["task"]["options"]
+        return Recipe(
+            self.config["task"]["target"], json.dumps(options, sort_keys=True), self.allowed
+        )
 
     @property
     def is_private(self) -> bool:
@@ -244,7 +298,11 @@ class Site(NamedTuple):
 
     def fingerprint(self, context: Context) -> str:
         """That of all this client's records, by which it finds its privacy ledger."""
-        return _fingerprint(self.data_set, int(context.node_config["partition-id"]))
+        return _fingerprint(self.opened, self.place(context))
+
+    def place(self, context: Context) -> int:
+        """Which of the parts is this client's."""
+        return 0 if self.opened.own else int(context.node_config["partition-id"])
 
     @property
     def known_held_out(self) -> int:
@@ -254,13 +312,15 @@ class Site(NamedTuple):
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
         """This client's training and held-out examples."""
-        indices = self.parts[int(context.node_config["partition-id"])]
+        indices = self.parts[self.place(context)]
         share = self.config["data"]["validation"] or 0.0
         if not 0 <= share <= _MOST_HELD_OUT:
             raise ConfigError(f"data.validation={share!r:.40} must be from 0 to {_MOST_HELD_OUT}")
+        if self.opened.own and len(self.dataset.test) and not self.is_private:
+            return self.dataset.train, self.dataset.test
         if self.is_private and share:
             # By the record alone: one more or less shall not move others from side to side.
-            held_out = _held_out(self.data_set, int(context.node_config["partition-id"]), share)
+            held_out = _held_out(self.opened, self.place(context), share)
             train, test = indices[~held_out], indices[held_out]
         else:
             train, test = np.split(indices, [len(indices) - round(len(indices) * share)])
@@ -326,47 +386,72 @@ def _control(message: Message, model: torch.nn.Module, context: Context) -> Cont
 
 def _site(message: Message, context: Context) -> Site:
     node = context.node_config
-    return _open_site(
+    own = bool(node.get("own-data"))
+    opened = Opened(
         str(_ask(message)["run-config"]),
         int(node["num-partitions"]),
         str(node.get("data-root") or ""),
-        str(node.get("allowed-tasks") or ""),
+        str(node.get("allowed-targets" if own else "allowed-tasks") or ""),
+        str(node.get("device") or ""),
+        own,
     )
+    site = _open_site(opened)
+    if own:  # elsewhere the worker does it, which knows the run's seed
+        seed_everything(site.config["seed"], context.node_id, message)
+    return site
 
 
 @lru_cache(maxsize=64)
-def _held_out(data_set: tuple[str, int, str, str], partition: int, share: float) -> np.ndarray:
+def _held_out(opened: Opened, place: int, share: float) -> np.ndarray:
     """Which of a client's records are held out under privacy: by a hash of each one's content."""
-    site = _open_site(*data_set)
-    records = _take(site.dataset.train, site.parts[partition])
+    site = _open_site(opened)
+    records = _take(site.dataset.train, site.parts[place])
     firsts = [each[:8] for each in digests(records.inputs, records.targets)]
     return np.frombuffer(b"".join(firsts), "<u8") < int(share * 2**64)
 
 
 @lru_cache(maxsize=1024)
-def _fingerprint(data_set: tuple[str, int, str, str], partition: int) -> str:
-    site = _open_site(*data_set)
-    records = _take(site.dataset.train, site.parts[partition])
+def _fingerprint(opened: Opened, place: int) -> str:
+    site = _open_site(opened)
+    records = _take(site.dataset.train, site.parts[place])
     return fingerprint(records.inputs, records.targets)
 
 
 @lru_cache(maxsize=1)
-def _open_site(config_cid: str, partitions: int, root: str, own_tasks: str) -> Site:
-    config = default_vault("participant").get_record(CID.parse(config_cid))
-    allowed = (*tasks.ALLOWED, *filter(None, own_tasks.split(",")))
-    task = tasks.load(config["task"]["target"], config["task"]["options"], allowed=allowed)
-    dataset = task.data(root=root or None, fallback=config["data"]["fallback"])
+def _open_site(opened: Opened) -> Site:
+    config = default_vault("participant").get_record(CID.parse(opened.run_config))
+    if opened.device:
+        config = {**config, "train": {**config["train"], "device": opened.device}}
+    target, own_tasks = config["task"]["target"], tuple(filter(None, opened.tasks.split(",")))
+    if opened.own:
+        return _own_site(config, str(target), own_tasks, opened)
+    allowed = (*tasks.ALLOWED, *own_tasks)
+    task = tasks.load(target, config["task"]["options"], allowed=allowed)
+    dataset = task.data(root=opened.root or None, fallback=config["data"]["fallback"])
     split = config["data"]
     parts = data.partition(
         dataset.train.targets,
         name=split["partition"],
-        clients=partitions,
+        clients=opened.partitions,
         seed=config["seed"],
         alpha=split["alpha"],
         shards_per_client=split["shards_per_client"],
         classes_per_client=split["classes_per_client"],
     )
-    return Site(config, allowed, dataset, parts, (config_cid, partitions, root, own_tasks))
+    return Site(config, allowed, dataset, parts, opened)
+
+
+def _own_site(
+    config: dict[str, Any], target: str, targets: tuple[str, ...], opened: Opened
+) -> Site:
+    """A site with data of its own, where exactly `targets` may be trained."""
+    if target not in targets:  # before anything is imported
+        raise PolicyRefused(f"policy.tasks: {one_line(target, 120)} is no task of this site")
+    if not _own:
+        raise ConfigError("this site has loaded no data")
+    (dataset,) = _own
+    module = target.rpartition(":")[0]
+    return Site(config, (module,), dataset, [np.arange(len(dataset.train))], opened)
 
 
 @lru_cache(maxsize=1)  # all clients of a round evaluate the same
@@ -391,12 +476,18 @@ def _module(target: str, options: str, allowed: tuple[str, ...], replace: bool) 
     return _task(target, options, allowed, replace).model()
 
 
-def _check_shapes(task: tasks.Task, arrays: ArrayRecord) -> None:
+def _check_shapes(task: tasks.Task, arrays: ArrayRecord, *, must: bool) -> None:
     """ConfigError unless `arrays` are those of the task's model, which is not given memory here.
 
-    Its options are the coordinator's: they must not ask for more than the model that came.
+    Its options are the coordinator's: they must not ask for more than the model that came. Unless
+    it `must` be possible, a task that needs values while it makes its model is not checked.
     """
-    with torch.device("meta"):
-        wanted = {name: tuple(each.shape) for name, each in task.model().state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(each.shape) for name, each in task.model().state_dict().items()}
+    except Exception:
+        if must:
+            raise
+        return
     if wanted != {name: tuple(array.shape) for name, array in arrays.items()}:
-        raise ConfigError("the model that came is not one of a task with these task-options")
+        raise ConfigError("the model that came is not one of the task with its options")

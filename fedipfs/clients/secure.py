@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What a message may ask for that is trained under masks: no measurements, no layers that stay.
-_ASKS = {"run-config", "server-round", "proximal-mu", "answer", "run"}
+_ASKS = {"run-config", "server-round", "cohort", "proximal-mu", "answer", "run"}
 _ASKS |= {names.STAGE, names.SESSION, names.ASKED}
 _WEIGHT = "weight"
 _MOST_EXAMPLES = 2.0**53

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,19 @@ from fedipfs.tasks.evaluation import find_device
 if TYPE_CHECKING:
     from fedipfs.privacy.dpsgd import PrivateGradients
 
-__all__ = ["Private", "evaluate", "gradient", "train"]
+__all__ = [
+    "Losses",
+    "Plan",
+    "Private",
+    "descend",
+    "evaluate",
+    "gradient",
+    "make_optimizer",
+    "plan",
+    "seed_everything",
+    "shuffled",
+    "train",
+]
 
 
 class Private(NamedTuple):
@@ -65,84 +78,160 @@ def train(
     number is the one that everybody knows. Raises ConfigError and DataError.
     """
     # Under privacy no examples are as good as some: nobody is to know.
-    count = _count(targets) if private is None else len(targets)
+    asked = plan(config, targets) if private is None else None
     clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
-    steps = _steps(config, count) if private is None else private.steps
 
-    _seed_everything(seed, place)
+    seed_everything(seed, place)
     model.train()
     if place.type != "cpu":
         model.to(place)
-    optimizer = optim.optimizer(model.parameters(), config["optimizer"])
-    optim.apply_schedule(optimizer, config.get("schedule"), server_round=server_round)
+    optimizer = make_optimizer(model.parameters(), config, server_round=server_round)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in trained] if proximal_mu else []
     terms = _in_order(model, correction, place) if correction is not None else []
     x, y = task.inputs(inputs).to(place), task.targets(targets).to(place)
 
-    batches = _Shuffled(task, model, x, y, _positive(config, "batch_size"), seed)
-    with batches if private is None else _noisy(task, model, optimizer, x, y, private) as gradients:
-        for _ in range(steps):
-            gradients.fill()
-            for parameter, origin in zip(trained, start, strict=False):
-                if parameter.grad is not None:  # the proximal term's gradient
-                    parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
-            if clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-            for parameter, term in zip(trained, terms, strict=False):
-                parameter.grad = (
-                    term.clone() if parameter.grad is None else parameter.grad.add_(term)
-                )
-            optimizer.step()
+    metrics: dict[str, float]
+    losses = Losses()
+    filling: AbstractContextManager[Gradients]
+    if asked is None:
+        assert private is not None
+        filling = _noisy(task, model, optimizer, x, y, private)
+        metrics = {"num-examples": private.examples, "steps": private.steps}
+    else:
+        batches = shuffled(asked.examples, asked.batch_size, seed, place)
+        filling = nullcontext(_Batches(task, model, x, y, batches, losses))
+        metrics = {"num-examples": asked.examples, "steps": asked.steps}
+    with filling as gradients:
+        descend(
+            trained,
+            optimizer,
+            gradients,
+            int(metrics["steps"]),
+            clip_norm=clip_norm,
+            proximal_mu=proximal_mu,
+            terms=terms,
+        )
     optimizer.zero_grad()
     if place.type != "cpu":
         model.cpu()
-    if private is not None:
-        return {"num-examples": private.examples, "steps": steps}
-    return {"train_loss": batches.loss, "num-examples": count, "steps": steps}
+    if private is None:
+        metrics["train_loss"] = losses.mean
+    return metrics
+
+
+class Plan(NamedTuple):
+    """How much training the configuration asks of a client with so many examples."""
+
+    examples: int
+    steps: int
+    batch_size: int
+    clip_norm: float | None
+
+
+def plan(config: Mapping[str, Any], targets: Labels) -> Plan:
+    """What `config`, the `train` section, asks of these examples. ConfigError and DataError."""
+    count = _count(targets)
+    return Plan(count, _steps(config, count), _positive(config, "batch_size"), _clip_norm(config))
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: Mapping[str, Any], *, server_round: int
+) -> torch.optim.Optimizer:
+    """That of the `train` section, at the rate of this round. Raises ConfigError."""
+    optimizer = optim.optimizer(parameters, config["optimizer"])
+    optim.apply_schedule(optimizer, config.get("schedule"), server_round=server_round)
+    return optimizer
+
+
+class Gradients(Protocol):
+    """What a step needs."""
+
+    def fill(self) -> None:
+        """Set the gradients of the next batch."""
+        ...
+
+
+def descend(
+    trained: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    gradients: Gradients,
+    steps: int,
+    *,
+    clip_norm: float | None,
+    proximal_mu: float,
+    terms: Sequence[Tensor],
+    clip: Callable[[Sequence[Tensor], float], object] = torch.nn.utils.clip_grad_norm_,
+) -> None:
+    """Make `steps` steps; see `train`. `terms`: the correction of each of `trained`, or nothing."""
+    start = [parameter.detach().clone() for parameter in trained] if proximal_mu else []
+    for _ in range(steps):
+        gradients.fill()
+        for parameter, origin in zip(trained, start, strict=False):
+            if parameter.grad is not None:  # the proximal term's gradient
+                parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+        if clip_norm is not None:
+            clip(trained, clip_norm)
+        for parameter, term in zip(trained, terms, strict=False):
+            parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
+        optimizer.step()
+
+
+def shuffled(
+    count: int, batch_size: int, seed: int, place: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Indices of one batch after another, in passes over the examples that are shuffled anew."""
+    shuffle = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=shuffle).to(place).split(batch_size)
 
 
 @dataclass
-class _Shuffled:
-    """Fills gradients batch by batch, in passes over the examples that are shuffled anew."""
+class Losses:
+    """The losses of the batches seen; each is the mean over `size` examples."""
+
+    _losses: list[Tensor] = field(default_factory=list)  # numbers would wait for the device
+    _sizes: list[int] = field(default_factory=list)
+
+    def add(self, loss: Tensor, size: int) -> None:
+        self._losses.append(loss.detach())
+        self._sizes.append(size)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum over the examples seen, a float64 scalar on the CPU."""
+        weights = torch.tensor(self._sizes, dtype=torch.float64)
+        return torch.stack(self._losses).to("cpu", torch.float64).dot(weights)
+
+    @property
+    def seen(self) -> int:
+        return sum(self._sizes)
+
+    @property
+    def mean(self) -> float:
+        """The mean over the examples seen."""
+        return self.total.item() / self.seen
+
+
+@dataclass
+class _Batches:
+    """Fills gradients batch by batch."""
 
     task: Task
     model: torch.nn.Module
     inputs: Tensor
     targets: Tensor
-    batch_size: int
-    seed: int
-
-    def __enter__(self) -> _Shuffled:
-        self._shuffle = torch.Generator().manual_seed(self.seed)
-        self._batches: list[Tensor] = []
-        self._losses: list[Tensor] = []  # tensors: asking for a number would wait for the device
-        self._sizes: list[int] = []
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._batches.clear()
+    batches: Iterator[Tensor]
+    losses: Losses
 
     def fill(self) -> None:
         """Set the gradients to those of the mean loss over the next batch."""
-        if not self._batches:
-            order = torch.randperm(len(self.targets), generator=self._shuffle)
-            self._batches = list(order.to(self.targets.device).split(self.batch_size))[::-1]
-        batch = self._batches.pop()
+        batch = next(self.batches)
         loss = self.task.loss(self.model(self.inputs[batch]), self.targets[batch])
         for parameter in self.model.parameters():
             parameter.grad = None
         loss.backward()
-        self._losses.append(loss.detach())
-        self._sizes.append(len(batch))
-
-    @property
-    def loss(self) -> float:
-        """The mean over the examples seen."""
-        weights = torch.tensor(self._sizes, dtype=torch.float64)
-        total = torch.stack(self._losses).to("cpu", torch.float64).dot(weights)
-        return total.item() / sum(self._sizes)
+        self.losses.add(loss, len(batch))
 
 
 def _noisy(
@@ -194,7 +283,7 @@ def gradient(
     count = _count(targets) if private is None else len(targets)
     clip_norm = _clip_norm(config)
     place = find_device(config.get("device", "cpu"))
-    _seed_everything(seed, place)
+    seed_everything(seed, place)
     model.to(place).train()
     model.zero_grad()
     metrics: dict[str, float] = {"num-examples": count, "steps": 1}
@@ -248,7 +337,7 @@ def _clip_norm(config: Mapping[str, Any]) -> float | None:
     return clip_norm
 
 
-def _seed_everything(seed: int, place: torch.device) -> None:
+def seed_everything(seed: int, place: torch.device) -> None:
     """As torch.manual_seed, which takes a quarter of a millisecond on a machine without CUDA."""
     torch.default_generator.manual_seed(seed)
     if place.type == "cuda":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import os
-import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 
+from fedipfs.clients.seeding import seed_everything
 from fedipfs.clients.state import load_state, save_state
 from fedipfs.errors import ConfigError, EdgeError, one_line
 from fedipfs.exchange import Vault, frame, unframe, use_store
@@ -23,7 +21,6 @@ from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
     message_to_bytes,
-    records_to_bytes,
     set_identity,
 )
 from fedipfs.ipld import CID
@@ -104,7 +101,7 @@ class _Worker:
         node, options = call["node"], self._options
         set_identity(run_id=options["run_id"], node_id=node)
         message = message_from_bytes(wire)
-        _seed_everything(options["seed"], node, message)
+        seed_everything(options["seed"], node, message)
         context = Context(
             run_id=options["run_id"],
             node_id=node,
@@ -132,23 +129,3 @@ def _load_app(reference: str) -> ClientApp:
     if not isinstance(app, ClientApp):
         raise ConfigError(f"{reference!r} is a {type(app).__name__}, not a flwr ClientApp")
     return app
-
-
-def _seed_everything(seed: int, node: int, message: Message) -> None:
-    """Make an app that draws from the global generators deterministic.
-
-    The seed depends on what is asked of whom, not on when or by which worker. Where the round is
-    known that is enough: CIDs of sealed content differ in every run.
-    """
-    digest = hashlib.sha256(f"{seed}/{node}/{message.metadata.message_type}/".encode())
-    records = message.content.config_records.values()
-    rounds = [record["server-round"] for record in records if "server-round" in record]
-    digest.update(str(rounds).encode() if rounds else records_to_bytes(message.content))
-    value = int.from_bytes(digest.digest()[:4], "little")
-    random.seed(value)
-    np.random.seed(value)
-    if (torch := sys.modules.get("torch")) is not None:
-        # torch.manual_seed takes 2 ms: it notes a stack trace for each accelerator.
-        torch.default_generator.manual_seed(value)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(value)

@@ -296,7 +296,11 @@ class _Round:
             what, ask_for = names.TRAIN, self._ask
             content = RecordDict({"arrays": self._arrays})
         else:
-            what, ask_for, content = names.QUERY, {"server-round": self._number}, RecordDict()
+            what, content = names.QUERY, RecordDict()
+            # Of which run: a site may not be for it, and says so before others count on it.
+            ask_for = {"server-round": self._number}
+            if "run-config" in self._ask:
+                ask_for["run-config"] = self._ask["run-config"]
         content["config"] = ConfigRecord({**ask_for, **stage})
         # The group tells the stages apart in what is signed.
         return self._secure.edge.create_message(content, what, self._node(name), kind.stage)

@@ -519,7 +519,7 @@ def test_a_record_is_held_out_or_not_whatever_others_there_are(store, tmp_path, 
     sites = Sites(store, tmp_path, data=HELD_OUT)
     sites.say(EVALUATE)
     context = sites.raw.contexts[2]
-    site = app._open_site(sites.run_config, 2, "", "")
+    site = app._open_site(app.Opened(sites.run_config, 2))
     training, held_out = site.examples(context)
     share = len(held_out) / (len(training) + len(held_out))
     assert 0.5 * HELD_OUT["validation"] < share < 2 * HELD_OUT["validation"]

@@ -124,7 +124,7 @@ def test_a_site_that_requires_masks_gives_nothing_without(tmp_path, store, train
         assert refused.startswith(f"BelowFloor: {what} leaves this site under masks or not at all")
     assert trainings == []
     reply = sites.send("alpha", "query.capabilities", sites.ask)
-    assert reply.content["capabilities"].keys() == {"gpu", "cores"}
+    assert reply.content["capabilities"].keys() == {"gpu", "gpus", "cores"}
     assert sites.play(sites.secure()).note["survivors"] == 3
     del sites.contexts["beta"].node_config["secagg-required"]
     reply = sites.send("beta", "query.capabilities", sites.ask)
