@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
@@ -22,7 +23,7 @@ from flwr.app import Context, Message
 from flwr.cli.build import build_fab_from_files
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.constant import SubStatus
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import context_from_proto, fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -34,8 +35,11 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.node_pb2 import Node as ProtoNode
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
@@ -44,6 +48,14 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.grpc import create_channel
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    pull_and_inflate_object_from_tree,
+    pull_objects,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionClientInterceptor,
@@ -53,7 +65,9 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 from flwr.supercore.run import RunNotRunningException as RunNotRunning
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from flwr.supernode.runtime.run_clientapp import push_message
+
+from fedipfs.flower_compat import set_identity, set_message_id
 
 __all__ = [
     "ControlHttpClient",
@@ -81,6 +95,7 @@ __all__ = [
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _DEACTIVATE_S = 5.0
+_SOON_S = 0.05  # until the next look for an object that is on its way
 
 
 class NodeState(NamedTuple):
@@ -199,8 +214,25 @@ def acquire_task(client: RuntimeHttpClient) -> str | None:
 
 
 def pull_task(client: RuntimeHttpClient) -> tuple[Message, Context]:
-    """The message of a task, and Flower's context for it; the Flower app is left as it came."""
-    message, context, _, _ = pull_task_input(client)
+    """The message of a task, and Flower's context for it; the Flower app is left as it came.
+
+    As flwr.supernode.runtime.run_clientapp.pull_task_input, but it looks again at once for what
+    the SuperNode has not fetched yet, where that waits for a second or several.
+    """
+    found = client.PullTaskInput(PullTaskInputRequest())
+    context = context_from_proto(found.context)
+    run, node = context.run_id, ProtoNode(node_id=context.node_id)
+    set_identity(run_id=run, node_id=context.node_id, task_id=found.task_id)
+    (tree,) = client.PullMessages(PullAppMessagesRequest()).message_object_trees
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, run),
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
+        return_type=Message,
+        initial_backoff=_SOON_S,
+        backoff_cap=1.0,
+    )
+    set_message_id(message, tree.object_id)
     return message, context
 
 
@@ -264,6 +296,9 @@ def run_supernode(arguments: Sequence[str], poll_s: float | None) -> NoReturn:
 
     if poll_s is not None:
         start_client_internal.time = _Hasty(poll_s)  # type: ignore[assignment]
+        # A message may be seen before all that belongs to it has come.
+        hasty = partial(pull_objects, initial_backoff=_SOON_S, backoff_cap=1.0)
+        start_client_internal.pull_objects = hasty
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
     sys.exit(0)

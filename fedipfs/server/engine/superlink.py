@@ -190,7 +190,7 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_HOME": str(home.flower.absolute()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "NO_PROXY": LOOPBACK,
         "no_proxy": LOOPBACK,
         # Flower starts its programs by their names.
