@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -76,6 +76,7 @@ __all__ = [
     "RunState",
     "acquire_task",
     "beating",
+    "bound_patience",
     "control_client",
     "deactivate_node",
     "finish_task",
@@ -123,6 +124,14 @@ def control_client(address: str, ca: bytes) -> ControlHttpClient:
         root_certificates=ca,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="fedipfs")],
     )
+
+
+def bound_patience(grid: Any, seconds: float) -> None:
+    """Have a ServerApp's grid try for so long at most while the SuperLink is away.
+
+    It would for ever. Then it raises the httpx.TransportError that it met last.
+    """
+    grid._retry_invoker.max_time = seconds
 
 
 def register_node(client: ControlHttpClient, node_key: str, name: str) -> int:
@@ -264,11 +273,10 @@ def beating(client: RuntimeHttpClient) -> Iterator[None]:
         sender.stop()
 
 
-def deactivate_node(address: str, ca: bytes, node_key: bytes, node_id: int) -> None:
+def deactivate_node(address: str, ca: bytes, node_key: bytes, node_id: int) -> bool:
     """Tell the SuperLink at host:port that a SuperNode is gone which could not say so itself.
 
-    What it was asked counts as failed then, at once. Nothing happens if the SuperLink cannot be
-    reached, or knows already.
+    What it was asked counts as failed then, at once. Returns whether the SuperLink knows now.
     """
     key = load_ssh_private_key(node_key, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -281,9 +289,15 @@ def deactivate_node(address: str, ca: bytes, node_key: bytes, node_id: int) -> N
             NodeAuthClientInterceptor(key, key.public_key()),
         ],
     )
-    with suppress(grpc.RpcError), closing(channel):
+    try:
         request = DeactivateNodeRequest(node_id=node_id)
         FleetStub(channel).DeactivateNode(request, timeout=_DEACTIVATE_S)
+    except grpc.RpcError as error:
+        away = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return error.code() not in away  # it was gone already, or never there
+    finally:
+        channel.close()
+    return True
 
 
 def run_supernode(arguments: Sequence[str], poll_s: float | None) -> NoReturn:

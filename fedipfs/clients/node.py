@@ -57,12 +57,12 @@ def _bury(home: Home, federation: Federation) -> None:
     """
     try:
         node_id = int(home.node_id.read_text())
-        address, ca = federation.address, federation.ca_pem.encode()
-        flower_deploy.deactivate_node(address, ca, home.node_key.read_bytes(), node_id)
+        key = home.node_key.read_bytes()
     except (OSError, ValueError):
         return
-    home.node_id.unlink(missing_ok=True)
-    time.sleep(_OFFLINE_S)
+    if flower_deploy.deactivate_node(federation.address, home.ca.read_bytes(), key, node_id):
+        home.node_id.unlink(missing_ok=True)
+        time.sleep(_OFFLINE_S)
 
 
 class Stub:

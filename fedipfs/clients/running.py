@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fedipfs.clients.activity import Entry, parse
 from fedipfs.clients.home import LOOPBACK, VARIABLE, Home, alone
 from fedipfs.clients.site import SiteFile
-from fedipfs.clients.supervisor import Child, Supervisor, follow
+from fedipfs.clients.supervisor import Child, Supervisor, Why, follow
 from fedipfs.errors import ConfigError, one_line
 from fedipfs.trust import files
 from fedipfs.trust.identity import PASSPHRASE
@@ -128,16 +128,44 @@ class _Heard:
             self._say(f"{federation.address} answers again")
 
 
-def _own_words(code: int, lines: Sequence[str]) -> str | None:
+def _own_words(code: int, lines: Sequence[str]) -> Why | None:
     """What one of our own commands says before it ends for good."""
     last = lines[-1] if lines else ""
     if code in (2, 3) and last.startswith(f"{PROGRAM}: "):
-        return last.removeprefix(f"{PROGRAM}: ")
+        return Why(last.removeprefix(f"{PROGRAM}: "), final=True)
     return None
 
 
-def _refusal(federation: Federation, lines: Sequence[str]) -> str | None:
-    """Why the SuperLink will have nothing of this SuperNode, now or later."""
+def _refusal(federation: Federation, lines: Sequence[str]) -> Why | None:
+    """Why a SuperNode ended that the SuperLink refuses, or that refuses the SuperLink."""
+    said, where = "\n".join(lines), federation.address
+    if "certificate has expired" in said:
+        return Why(
+            f"the certificate of {where} has expired: ask the coordinator to run `fedipfs-server "
+            "renew`; or this machine's clock is wrong",
+            final=True,
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in said or "is not in peer certificate" in said:
+        return Why(
+            f"the certificate of {where} is not one that the coordinator vouches for: somebody "
+            "answers in its place, or it has new keys; ask for a new federation file, and compare "
+            "the fingerprint when you run `fedipfs-client join`",
+            final=True,
+        )
+    # The rest may pass: a SuperLink that has just begun, a process that has just been killed.
+    if "[code: 2004]" in said:
+        return Why(
+            f"{where} does not take this node: {federation.organization} is no member there, or "
+            "another process has connected with its key; ask the coordinator (`fedipfs-server "
+            "members`), or stop the other",
+            final=False,
+        )
+    if "terminated gracefully" in said and not _NODE.search(said):
+        return Why(
+            f"{where} does not accept the signature of this node: is this machine's clock right, "
+            f"and {federation.organization} a member still?",
+            final=False,
+        )
     return None
 
 

@@ -22,13 +22,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import NamedTuple
 
 from fedipfs.clients.ending import LEASH
 from fedipfs.clients.home import Home
 from fedipfs.errors import NodeFailed, one_line
 
 Say = Callable[[str], None]
-Explain = Callable[[int, Sequence[str]], str | None]
+
+
+class Why(NamedTuple):
+    """Why a child ended; `final` if to start it anew is no use."""
+
+    text: str
+    final: bool
+
+
+Explain = Callable[[int, Sequence[str]], Why | None]
 
 _SOON_S, _TRIES = 15.0, 4  # who ends so soon after its start, so often in a row, will not live
 _PAUSES = (0.5, 2.0, 5.0, 15.0)  # before it is started anew, after the first, second, ... end
@@ -43,8 +53,8 @@ class Child:
     """A process to keep up: `command` are the words after `python -m fedipfs.clients`.
 
     `heard` is called with each line that it prints. `explain` says of its exit code and last lines
-    why it will never live, if they tell. `ready` begins the line with which it says that the
-    children after it may be started.
+    why it ended, if they tell. `ready` begins the line with which it says that the children after
+    it may be started.
     """
 
     name: str
@@ -139,18 +149,17 @@ class Supervisor:
         words = [line for line in child.last if line.strip()]
         why = child.explain(code, words)
         log = self._home.logs / f"{child.name}.log"
-        if why is not None:
-            raise NodeFailed(why)
+        if why is not None and why.final:
+            raise NodeFailed(why.text)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        said = one_line(words[-1], 300) if words else "nothing"
         if child.ends >= _TRIES:
-            raise NodeFailed(
-                f"the {child.name} {how} as often as it was started; it said last: {said} (more in "
-                f"{log})"
-            )
+            said = one_line(words[-1], 300) if words else "nothing"
+            told = f"the {child.name} {how} as often as it was started; it said last: {said}"
+            raise NodeFailed(f"{why.text if why else told} (more in {log})")
         pause = _PAUSES[min(child.ends, len(_PAUSES)) - 1]
         child.due = time.monotonic() + pause
-        self._say(f"the {child.name} {how}; it is started anew in {pause:g} s (see {log})")
+        told = why.text if why else f"the {child.name} {how} (see {log})"
+        self._say(f"{told}; it is started anew in {pause:g} s")
 
     def _stop(self) -> None:
         """End the children in the opposite order: first who hands messages on."""

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedipfs.errors import FedIPFSError, RunInterrupted
 from fedipfs.exchange import Vault
+from fedipfs.flower_deploy import bound_patience
 from fedipfs.ipld import CID
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.relay import Relay
@@ -87,6 +88,7 @@ class Partners:
     ) -> Iterator[NodeGrid]:
         """The members, when all are connected or have had `engine.join_s` seconds for it."""
         registry = Registry.open(self._home)
+        bound_patience(self._grid, config["engine"]["timeout_s"])
 
         def seats() -> dict[int, Seat]:
             return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -101,7 +102,8 @@ class _Watch:
                 return end
             raise
         finally:
-            self._control.stop(run)
+            with contextlib.suppress(RunFailed):  # it is away, or the run unknown to a new one
+                self._control.stop(run)
 
     def _follow(self, run: int) -> _End:
         asked = time.monotonic()

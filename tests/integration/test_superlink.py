@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -20,6 +19,7 @@ import psutil
 import pytest
 from flwr.app import Context, RecordDict
 from grids import DirectGrid
+from proxies import CountingProxy, free_ports
 
 from fedipfs.store import FolderStore
 from fedipfs.trust import Identity, Member, TrustList
@@ -27,46 +27,6 @@ from fedipfs.trust import Identity, Member, TrustList
 APP = Path(__file__).parent / "app"
 NODES = 2
 RUN_S, START_S, STOP_S = 90, 30, 10
-
-
-class CountingProxy:
-    """Forwards TCP connections from a loopback port of its own, counting bytes both ways."""
-
-    def __init__(self, target: int) -> None:
-        self.bytes = 0
-        self._target = target
-        self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
-        self.port = self._listener.getsockname()[1]
-        self._start(self._accept)
-
-    def close(self) -> None:
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _start(self, function, *args) -> None:
-        threading.Thread(target=function, args=args, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed, or nobody behind it any more
-            while True:
-                near, _ = self._listener.accept()
-                self._sockets.append(near)
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets.append(far)
-                self._start(self._pump, near, far)
-                self._start(self._pump, far, near)
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                with self._lock:
-                    self.bytes += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
 
 
 Environment = dict[str, str]
@@ -192,14 +152,6 @@ def deployed(folder: Path, *environments) -> Iterator[Deployment]:
         raise
     finally:
         deployment.stop()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [each.getsockname()[1] for each in sockets]
 
 
 def wait_for(*ports: int) -> None:

@@ -221,6 +221,11 @@ class SuperLinkGrid(NodeGrid):
                 f"the SuperLink refuses this run ({error.response.status_code} "
                 f"{error.response.text.strip()[:200]})"
             ) from error
+        except httpx.TransportError as error:
+            raise RunFailed(
+                "the SuperLink is away, and has been for as long as a round may take "
+                f"({type(error).__name__}): start it, and resume the run"
+            ) from error
         except RunNotRunning as error:
             self._interrupted()
             raise RunFailed("the run was stopped at the SuperLink") from error
