@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mnist test lint bench learning
+.PHONY: help setup mnist federation test lint bench learning
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Options: PYTHON=python3.12 picks the interpreter, ARGS='rounds=3' goes to the run or to pytest."
 
 setup: $(STAMP) ## create .venv and install FedIPFS with its tested dependencies
@@ -17,6 +17,9 @@ setup: $(STAMP) ## create .venv and install FedIPFS with its tested dependencies
 
 mnist: $(STAMP) ## train MNIST over ten clients
 	@$(PY) -m fedipfs.server +experiment=mnist $(ARGS)
+
+federation: $(STAMP) ## three organizations with everything of their own, on this machine
+	@$(PY) tests/support/federation.py $(ARGS)
 
 test: $(STAMP) ## run the whole test suite
 	@$(PY) -m pytest $(ARGS)

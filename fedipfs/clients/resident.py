@@ -115,9 +115,9 @@ def _node_config(site: SiteFile, number: int, members: int) -> Mapping[str, Any]
         "ledger": str(site.home.ledger),
         "secagg-journal": str(site.home.state / "secagg"),
         "trainer": site.client.trainer,
+        "trainer-processes": site.client.processes or 0,
+        "trainer-timeout": 0.9 * site.client.timeout_s,  # before the worker itself is given up
     }
-    if site.client.processes is not None:
-        found["processes"] = site.client.processes
     if site.client.device is not None:
         found["device"] = site.client.device
     return found

@@ -61,6 +61,8 @@ class Server:
 
     def close(self) -> None:
         """Listen no longer, and take the socket away."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
@@ -75,6 +77,8 @@ class Server:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:  # too many open files, for one: it passes
+                if self._listener.fileno() < 0:
+                    return
                 log.warning("cannot accept: %s", error)
                 threading.Event().wait(0.2)
                 continue

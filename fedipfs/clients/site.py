@@ -175,6 +175,7 @@ def _overridden(
         return found
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for word in overrides:
         if "=" not in word:
@@ -182,7 +183,7 @@ def _overridden(
     try:
         # Only the words are taken apart here: a "${" in the file is the file's own.
         given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"{' '.join(overrides):.200}: {one_line(error, 200)}") from None
     return _merged(found, given, path, "")
 

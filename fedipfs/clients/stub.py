@@ -63,7 +63,7 @@ def _asked(wanted: bytes, path: Path, timeout_s: float, patience_s: float) -> Me
         try:
             connection = wire.connect(path, within=10.0)
             break
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError):
+        except (FileNotFoundError, ConnectionRefusedError):
             if time.monotonic() > deadline:
                 raise _Failed(CLIENT_APP_CRASHED, "its worker is not there") from None
             time.sleep(_AGAIN_S)

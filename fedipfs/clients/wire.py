@@ -65,16 +65,21 @@ def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
 
 
 def connect(path: Path, within: float) -> socket.socket:
-    """A connection to the socket at `path`. Raises OSError."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(within)
-        with _address(path) as address:
-            connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    """A connection to the socket at `path`, in `within` seconds. Raises OSError."""
+    deadline = time.monotonic() + within
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(within)
+            with _address(path) as address:
+                connection.connect(address)
+            return connection
+        except BaseException as error:
+            connection.close()
+            # Others wait to be accepted, more than the system lets: that passes.
+            if not isinstance(error, BlockingIOError) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def listen(path: Path, mode: int = 0o600, group: int | None = None) -> socket.socket:
@@ -96,7 +101,7 @@ def listen(path: Path, mode: int = 0o600, group: int | None = None) -> socket.so
         if group is not None:
             os.chown(temporary, -1, group)
         os.chmod(temporary, mode)
-        listener.listen(16)
+        listener.listen(128)
         temporary.replace(path)  # now, when it answers: whoever waits looks for it
     except BaseException:
         listener.close()

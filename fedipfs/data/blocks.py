@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -39,10 +40,11 @@ class Block:
 
 def check_columns(path: Path, there: Sequence[str], wanted: Iterable[str]) -> None:
     """DataError unless each of the `wanted` columns is there once."""
+    counts = Counter(there)
     for name in wanted:
-        if there.count(name) > 1:
-            raise DataError(f"{path} has {there.count(name)} columns called {name!r}; rename them")
-        if name not in there:
+        if counts[name] > 1:
+            raise DataError(f"{path} has {counts[name]} columns called {name!r}; rename them")
+        if not counts[name]:
             near = get_close_matches(name, there, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(there)}"
             raise DataError(f"{path} has no column {name!r}; {hint}")

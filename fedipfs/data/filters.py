@@ -77,9 +77,8 @@ class Filter:
         texts: set[str] = set()
         others: set[str] = set()
         for name, values in found._comparisons():
-            (texts if any(isinstance(each, str) for each in values) else others).add(name)
-            if len({isinstance(each, str) for each in values}) > 1:
-                others.add(name)
+            for each in values:
+                (texts if isinstance(each, str) else others).add(name)
         if both := sorted(texts & others):
             raise ConfigError(
                 f"data.filter compares {both[0]} with numbers and with texts; use one of them"
@@ -114,6 +113,7 @@ class Filter:
     def _check_pair(self, node: ast.expr, left: ast.expr, op: ast.cmpop, right: ast.expr) -> None:
         match op:
             case ast.In() | ast.NotIn():
+                self._check_operand(left)
                 if not isinstance(left, ast.Name):
                     self._refuse(node)
                 if not isinstance(right, ast.List | ast.Tuple) or not right.elts:
@@ -127,10 +127,10 @@ class Filter:
                 if not isinstance(left, ast.Name) or not is_none:
                     self._refuse(node)
             case _:
-                if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
-                    self._refuse(node)
                 self._check_operand(left)
                 self._check_operand(right)
+                if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
+                    self._refuse(node)
 
     def _check_operand(self, node: ast.expr) -> None:
         if isinstance(node, ast.Name):

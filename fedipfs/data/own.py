@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class Reading:
     """What was read. Of `rows` in `files`, `filtered` are left out by the filter, and `unassigned`
     are neither to train nor to test on; `classes` are the labels' names, None for numbers."""
 
-    dataset: Dataset
+    dataset: Dataset = field(repr=False)
     classes: tuple[str, ...] | None
     files: int
     rows: int
@@ -117,12 +117,14 @@ class Source:
             with contextlib.closing(self._blocks(paths)) as blocks:
                 for block in blocks:
                     parts.add(block, test)
-        count = len(trained) + len(tested)
+        if not parts.rows:
+            more = f" and {len(trained) - 1} other files" if trained[1:] else ""
+            raise DataError(f"{key}: there is no row in {trained[0]}{more}")
         train, test_set = parts.examples()
         return Reading(
             dataset=Dataset(NAME, train, test_set),
             classes=names,
-            files=count,
+            files=len(trained) + len(tested),
             rows=parts.rows,
             filtered=parts.filtered,
             unassigned=parts.unassigned,

@@ -58,8 +58,9 @@ class Parts:
         """Those to train and those to test on. Raises DataError where there is none to train on."""
         if not self._targets[0]:
             raise DataError(
-                f"there are no examples to train on: of {self.rows} rows data.filter leaves out "
-                f"{self.filtered}, and {self.unassigned} are in no part of data.split"
+                f"there are no examples to train on: of {self.rows} rows, data.filter leaves out "
+                f"{self.filtered}, {sum(map(len, self._targets[1]))} are to test on, and "
+                f"{self.unassigned} in no part of data.split"
             )
         kind = np.result_type(*(each.dtype for part in self._inputs for each in part))
         if kind == np.float64:  # of whole numbers in some files, and others elsewhere

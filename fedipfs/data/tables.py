@@ -24,8 +24,12 @@ from fedipfs.data.columns import plain
 from fedipfs.errors import DataError, one_line
 
 ROWS = 10_000  # at a time, fewer where they are wide
-_CELLS = 10_000_000
+_CELLS = 2**19  # of more, pandas may make numbers of one part of a column and texts of another
 _SEPARATORS = ",;\t|"
+_MISSING = [  # what stands for no number in a CSV file
+    *("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NaN", "nan", "-NaN", "-nan"),
+    *("NULL", "null", "None", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+]
 
 
 def blocks(form: str, paths: Sequence[Path], wanted: Wanted) -> Iterator[Block]:
@@ -109,17 +113,13 @@ def _csv(path: Path, wanted: Wanted, cache: str) -> Iterator[Any]:
         cache,
         rows=rows,
         sep=separator,
-        # Neither may a row that is too long shift the others, nor part of a column be numbers.
+        # A row that is too long may not shift the others.
         index_col=False,
-        low_memory=False,
         chunksize=rows,
-        float_precision="round_trip",
-        converters={name: _text_or_none for name in wanted.as_text},
+        keep_default_na=False,
+        na_values={name: [""] if name in wanted.as_text else _MISSING for name in wanted.columns},
+        converters=dict.fromkeys(wanted.as_text, str),
     )
-
-
-def _text_or_none(cell: str) -> str | None:
-    return cell or None
 
 
 def _header(path: Path, wanted: Sequence[str]) -> tuple[list[str], str]:

@@ -455,3 +455,46 @@ def test_the_keys_that_the_environment_names(tmp_path, monkeypatch):
     assert default_vault("participant").party.name == "locked"
     monkeypatch.setenv("FEDIPFS_IDENTITY", str(plain))
     assert default_vault("participant").party.name == "open"  # it needs no passphrase
+
+
+# ---- a limit of what is read
+
+
+@pytest.mark.parametrize("seal", ["none", "all"])
+def test_files_beyond_a_vaults_limit_are_not_read(tmp_path, store, seal):
+    parties = Parties(tmp_path, store, seal)
+    small, large = np.zeros(100, "f4"), np.zeros(100_000, "f4")
+    cids = [put(parties.coordinator, {"w": values}) for values in (small, large)]
+    full = parties.vaults["alpha"]
+    limited = Vault(full.store, full.party, full.seal, limit=100_000)
+    for vault in (limited, limited.only_for(COORDINATOR), limited.sealing_all()):
+        assert len(vault.weights(cids[0]).tensor("w")) == 100
+        with pytest.raises(WeightsError, match="bytes"):
+            vault.weights(cids[1])
+        with pytest.raises(WeightsError, match="bytes"):
+            vault.leaves(cids[1], max_bytes=10**9)
+    assert len(full.weights(cids[1]).tensor("w")) == 100_000
+
+
+class Ahead(FolderStore):
+    """A store that notes what it is asked to fetch."""
+
+    fetched: list[CID]
+
+    def fetch(self, root: CID) -> None:
+        self.fetched.append(root)
+
+
+def test_leaves_that_may_be_larger_than_they_say_are_not_fetched_ahead(tmp_path):
+    store = Ahead(tmp_path, durable=False)
+    store.fetched = []
+    leaves = [bytes([number]) * 1000 for number in range(40)]
+    scattered = unixfs.build(leaves, store.put)
+    whole = unixfs.build([b"".join(leaves)], store.put)
+    limited = Vault(store, limit=1_000_000)
+    for cid in (scattered, whole):
+        limited.fetch(cid)
+    assert store.fetched == [whole]
+    Vault(store).fetch(scattered)
+    assert store.fetched == [whole, scattered]
+    assert b"".join(map(limited.leaves(scattered).leaf, range(40))) == b"".join(leaves)

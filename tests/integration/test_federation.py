@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import yaml
 from daemon_fixtures import need
 from daemons import JsIpfs, available
 from federation import COORDINATOR, EXPERIMENT, HOSPITALS, Federation, demonstrate
-from proxies import free_ports
+from proxies import CountingProxy, free_ports
 from swarm import Moved, Swarm
 
 from fedipfs.errors import StoreTimeout
@@ -101,6 +102,26 @@ def test_blocks_move_between_connected_daemons_and_only_on_demand(swarm, tmp_pat
     far.publish()
     assert near.get(CID.of(b"back")) == b"back"
     assert swarm.moved["there", "here"] == Moved(1, 4)
+
+
+def test_a_proxy_that_is_cut_is_silent_and_loses_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        proxy = CountingProxy(server.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", proxy.port)) as near:
+            far, _ = server.accept()
+            with far:
+                near.sendall(b"before")
+                assert far.recv(100) == b"before"
+                proxy.cut()
+                near.sendall(b"meanwhile")
+                far.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    far.recv(100)
+                proxy.mend()
+                far.settimeout(10)
+                assert far.recv(100) == b"meanwhile"
+        assert proxy.bytes == len(b"before" + b"meanwhile")
+        proxy.close()
 
 
 @pytest.mark.timeout(600)
