@@ -24,7 +24,7 @@ from fedipfs.clients.replay import Positions
 from fedipfs.clients.serving import Server
 from fedipfs.clients.site import SiteFile
 from fedipfs.errors import ConfigError
-from fedipfs.exchange import Vault, choose_seal, stamp_of, use_store
+from fedipfs.exchange import Vault, choose_seal, pack, stamp_of, unpack, use_store
 from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
@@ -89,6 +89,7 @@ class Worker:
         message = message_from_bytes(wire)
         run_id = message.metadata.run_id
         set_identity(run_id=run_id, node_id=message.metadata.dst_node_id)
+        message.content = unpack(message.content)
         # What this says is not checked yet; if it is not so, nothing comes of it.
         stamp = stamp_of(message.content)
         run, number = (stamp.run, stamp.round) if stamp else ("", 0)
@@ -102,6 +103,8 @@ class Worker:
         reply = app(message, context)
         if message.metadata.message_type.partition(".")[0] == "train":
             self._memory.save(run, number, context.state)
+        if reply.has_content():
+            reply.content = pack(reply.content)
         return message_to_bytes(reply)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -62,7 +63,9 @@ class Filter:
             return word
 
         try:
-            tree = ast.parse(_QUOTED.sub(rename, text).strip(), mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what Python may make of a text one day
+                tree = ast.parse(_QUOTED.sub(rename, text).strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or error
             raise ConfigError(

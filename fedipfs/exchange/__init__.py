@@ -23,6 +23,7 @@ from fedipfs.exchange.inspect import NOT_FINITE, check_examples, check_finite, c
 from fedipfs.exchange.loading import load_model
 from fedipfs.exchange.mod import cid_mod
 from fedipfs.exchange.over import GridOver
+from fedipfs.exchange.packing import pack, unpack
 from fedipfs.exchange.signing import Stamp, signed_bytes, stamp_of
 from fedipfs.exchange.vault import SEALS, Seal, Vault, choose_seal, vault_of
 
@@ -54,6 +55,7 @@ __all__ = [
     "get_ensemble",
     "load_model",
     "moved_by",
+    "pack",
     "put_arrays",
     "put_ensemble",
     "signed_bytes",
@@ -65,6 +67,7 @@ __all__ = [
     "to_dtype",
     "to_torch",
     "unframe",
+    "unpack",
     "use_store",
     "vault_of",
 ]

@@ -137,7 +137,10 @@ def _commands(
     if cid := summary.get("final_model_cid"):
         where = f" --store {shlex.quote(store)}" if store and Path(store) != DEFAULT_STORE else ""
         if summary.get("seal") == "all":
-            where += f" --identity {shlex.quote(str(folder / 'keys' / 'coordinator.key'))}"
+            keys = str(folder / "keys" / "coordinator.key")
+            if summary.get("engine") == "deploy":  # those of the federation's coordinator
+                keys = str(Path(os.environ.get("FEDIPFS_HOME") or "~/.fedipfs") / "identity.key")
+            where += f" --identity {keys if keys.startswith('~') else shlex.quote(keys)}"
         # What every DAG-CBOR record's CID begins with: an ensemble is a record, not a file.
         into = "" if cid.startswith("bafyrei") else " > model.safetensors"
         commands.append(f"  {program} store cat{where} {cid}{into}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -249,6 +252,11 @@ def test_digits_as_arrays_are_what_scikit_learn_has(tmp_path, form):
     assert got.inputs.dtype == (np.int64 if form == "json" else np.uint8)  # JSON has no uint8
     np.testing.assert_array_equal(got.inputs, real.inputs)
     np.testing.assert_array_equal(got.targets, real.targets)
+    if form != "hdf5":  # whose labels are (N, 1) here
+        section = {"format": form, "path": path.name, "inputs": inputs, "target": "digit"}
+        some = load(tmp_path, filter="digit in [3, 8]", **section).train
+        kept = np.isin(real.targets, [3, 8])
+        np.testing.assert_array_equal(some.inputs, real.inputs[kept])
 
 
 def test_what_the_datasets_library_saved_is_read(tmp_path):
@@ -358,11 +366,24 @@ def test_csv_in_many_dresses(tmp_path, text):
     assert (got.inputs.tolist(), got.targets.tolist()) == ([[1, 2.5], [3, 4]], [0, 1])
 
 
-def test_csv_that_is_packed(tmp_path):
+def test_csv_and_json_that_are_packed(tmp_path):
     text = b"a,b,y\n1,2,0\n"
-    csv(tmp_path, gzip.compress(text), "x.csv.gz")
+    csv(tmp_path, gzip.compress(text), "1.csv.gz")
+    csv(tmp_path, bz2.compress(text), "2.csv.bz2")
+    csv(tmp_path, lzma.compress(text), "3.csv.xz")
+    with zipfile.ZipFile(tmp_path / "4.csv.zip", "w") as archive:
+        archive.writestr("x.csv", text)
     got = load(tmp_path, format="csv", path=".", **PLAIN).train
-    assert got.inputs.tolist() == [[1, 2]]
+    assert got.inputs.tolist() == [[1, 2]] * 4
+    rows = [{"a": 1, "b": 2, "y": 0}]
+    csv(tmp_path, gzip.compress(json.dumps(rows).encode()), "1.json.gz")
+    csv(tmp_path, gzip.compress(json.dumps(rows[0]).encode()), "2.jsonl.gz")
+    got = load(tmp_path, format="json", path=".", **PLAIN).train
+    assert got.inputs.tolist() == [[1, 2]] * 2
+
+
+def test_csv_that_is_packed_and_cut_short(tmp_path):
+    text = b"a,b,y\n1,2,0\n"
     csv(tmp_path, gzip.compress(text * 1000)[:-9], "x.csv.gz")
     assert "x.csv.gz cannot be read" in refused(
         DataError, tmp_path, format="csv", path=".", **PLAIN

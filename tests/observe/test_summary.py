@@ -117,3 +117,11 @@ def test_json_is_replaced_in_one_step(tmp_path: Path) -> None:
 def test_columns_line_up() -> None:
     assert summary.align([("a", "b"), ("long", "")]) == ["a     b", "long"]
     assert summary.align([]) == []
+
+
+def test_what_a_run_with_partners_sealed_its_coordinator_opens(monkeypatch):
+    done = {"engine": "deploy", "seal": "all", "final_model_cid": "bafy", "experiment": "mnist"}
+    monkeypatch.delenv("FEDIPFS_HOME", raising=False)
+    assert "--identity ~/.fedipfs/identity.key bafy" in summary.closing(done, Path("runs/one"))
+    monkeypatch.setenv("FEDIPFS_HOME", "/home/fl/a b")
+    assert "--identity '/home/fl/a b/identity.key' bafy" in summary.closing(done, Path("runs/one"))

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedipfs.errors import RunFailed
+from fedipfs.exchange import pack, unpack
 from fedipfs.flower_compat import set_identity, set_message_id
 from fedipfs.flower_deploy import RunNotRunning
 from fedipfs.server.engine.base import FIRST_NODE
@@ -29,6 +30,7 @@ class Link(Grid):
         self.held: set[int] = set()  # nodes that do not answer yet
         self.impostor: int | None = None
         self.fault: Exception | None = None
+        self.rubbish: RecordDict | None = None
 
     def set_run(self, run) -> None: ...
 
@@ -64,8 +66,11 @@ class Link(Grid):
                 continue
             del self.inbox[number]
             node = message.metadata.dst_node_id
-            record = ConfigRecord({"node": str(node), **message.content["config"]})
-            reply = Message(RecordDict({"config": record}), reply_to=message)
+            assert len(message.content) == 1  # Flower charges by the record
+            record = ConfigRecord({"node": str(node), **unpack(message.content)["config"]})
+            reply = Message(pack(RecordDict({"config": record})), reply_to=message)
+            if self.rubbish is not None:
+                reply.content = self.rubbish
             if self.impostor is not None:
                 reply.metadata.__dict__["_src_node_id"] = self.impostor
             replies.append(reply)
@@ -141,6 +146,16 @@ def test_an_answer_of_another_node_is_none():
     (reply,) = grid.send_and_receive(ask(grid, FIRST_NODE))
     assert reply.metadata.src_node_id == FIRST_NODE
     assert "another node answered" in reply.error.reason
+
+
+@pytest.mark.parametrize("record", [{"records": b"\xff\xff"}, {"records": "text"}, {"other": 1}])
+def test_an_answer_that_cannot_be_unpacked_is_a_failure(record):
+    link = Link()
+    link.rubbish = RecordDict({"packed": ConfigRecord(record)})
+    grid = grid_over(link)
+    list(grid.get_node_ids())
+    (reply,) = grid.send_and_receive(ask(grid, FIRST_NODE))
+    assert "packed records" in reply.error.reason
 
 
 def test_too_few_are_waited_for_and_named():

@@ -11,7 +11,8 @@ import httpx
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedipfs.errors import RunFailed
+from fedipfs.errors import EdgeError, RunFailed
+from fedipfs.exchange import pack, unpack
 from fedipfs.flower_compat import NODE_UNAVAILABLE, message_to_bytes, set_message_id
 from fedipfs.flower_deploy import RunNotRunning
 from fedipfs.ipld import CID
@@ -201,7 +202,10 @@ class SuperLinkGrid(NodeGrid):
         if reply.metadata.src_node_id != node:
             error = Error(NODE_UNAVAILABLE, "another node answered what was asked of this one")
             return Message(error, reply_to=message)
-        return Message(reply.content, reply_to=message)
+        try:
+            return Message(unpack(reply.content), reply_to=message)
+        except EdgeError as error:
+            return Message(Error(NODE_UNAVAILABLE, str(error)), reply_to=message)
 
     def _refuse(self, message: Message, why: str) -> None:
         """Answer in the place of a node to which a message cannot be sent."""
@@ -232,6 +236,8 @@ class SuperLinkGrid(NodeGrid):
 
 
 def _to(message: Message, node: int) -> Message:
-    """A copy of a message for a node by the SuperLink's own id."""
+    """A copy of a message, packed, for a node by the SuperLink's own id."""
     what = message.metadata
-    return Message(message.content, node, what.message_type, ttl=what.ttl, group_id=what.group_id)
+    return Message(
+        pack(message.content), node, what.message_type, ttl=what.ttl, group_id=what.group_id
+    )
