@@ -51,6 +51,7 @@ class Server:
         self._waiting: queue.SimpleQueue[tuple[socket.socket, bytes]] = queue.SimpleQueue()
         self._unread: dict[socket.socket, None] = {}  # by age
         self._lock = threading.Lock()
+        self._closed = False
         number = None if group is None else _group(group)
         try:
             self._listener = wire.listen(path, 0o600 if number is None else 0o660, number)
@@ -61,6 +62,7 @@ class Server:
 
     def close(self) -> None:
         """Listen no longer, and take the socket away."""
+        self._closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection
         self._listener.close()
@@ -77,7 +79,7 @@ class Server:
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:  # too many open files, for one: it passes
-                if self._listener.fileno() < 0:
+                if self._closed:
                     return
                 log.warning("cannot accept: %s", error)
                 threading.Event().wait(0.2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fedipfs.data.blocks import Block, Wanted, check_columns
@@ -34,7 +34,7 @@ def hdf5_blocks(paths: Sequence[Path], wanted: Wanted) -> Iterator[Block]:
     Raises DataError, and ConfigError where h5py is not installed.
     """
     try:
-        import h5py  # type: ignore[import-untyped]  # noqa: F401
+        import h5py  # noqa: F401
     except ImportError:
         raise ConfigError(
             "data.format=hdf5 needs h5py, which is not installed: pip install 'fedipfs[hdf5]'"

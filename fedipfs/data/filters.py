@@ -176,8 +176,8 @@ class Filter:
 
     def _condition(self, node: ast.expr, column: Callable[[str], Any]) -> Any:
         """A Boolean Arrow array, null where it is not known."""
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.compute as pc  # type: ignore[import-untyped]
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
         match node:
             case ast.BoolOp(op=op, values=values):

@@ -46,7 +46,7 @@ def blocks(form: str, paths: Sequence[Path], wanted: Wanted) -> Iterator[Block]:
 
 def _guarded(path: Path, form: str, read: Callable[[], Iterable[Any]]) -> Iterator[Any]:
     """The tables that `read` gives; whatever goes wrong meanwhile is a DataError with the path."""
-    from pandas.errors import ParserWarning  # type: ignore[import-untyped]
+    from pandas.errors import ParserWarning
 
     if path.is_file() and not os.access(path, os.R_OK):
         raise DataError(f"{path} cannot be read: no permission")
@@ -127,7 +127,7 @@ def _header(path: Path, wanted: Sequence[str]) -> tuple[list[str], str]:
 
     pandas would give the second of two columns with one name another one.
     """
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     found = []
     for separator in _SEPARATORS:
@@ -148,8 +148,8 @@ def _header(path: Path, wanted: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _parquet(path: Path, wanted: Wanted, cache: str) -> Iterator[Any]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Features
 
     schema = pq.read_schema(path)
@@ -167,7 +167,7 @@ def _parquet(path: Path, wanted: Wanted, cache: str) -> Iterator[Any]:
 
 
 def _json(path: Path, wanted: Wanted, cache: str) -> Iterator[Any]:
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     with fsspec.open(str(path), "rb", compression="infer") as stream:
         start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -180,7 +180,7 @@ def _json(path: Path, wanted: Wanted, cache: str) -> Iterator[Any]:
 
 def _array(text: bytes) -> Iterator[Any]:
     """A JSON array of objects as a table. The library's way would round to ten decimals."""
-    import pyarrow.json  # type: ignore[import-untyped]
+    import pyarrow.json
 
     rows = json.loads(text.decode("utf-8-sig"))
     if not rows:

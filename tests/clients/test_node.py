@@ -83,7 +83,7 @@ class Site:
 
     def __init__(self, partners: Partners, name: str, *words: str) -> None:
         self.home = partners.homes[name]
-        self.out = self.home.path / f"{words[0]}.out"
+        self.out = self.home.path / f"{words[0]}-{time.monotonic_ns()}.out"
         with open(self.out, "wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fedipfs.clients", *words],

@@ -134,10 +134,10 @@ def test_who_has_not_joined_is_told_how(home):
 
 
 def test_a_lock_is_held_by_one(tmp_path):
-    with alone(tmp_path / "new" / "lock", "it"):
-        with pytest.raises(RunError, match="it runs already"), alone(tmp_path / "new/lock", "it"):
-            pass
-    with alone(tmp_path / "new" / "lock", "it"):
+    path = tmp_path / "new" / "lock"
+    with alone(path, "it"), pytest.raises(RunError, match="it runs already"), alone(path, "it"):
+        pass
+    with alone(path, "it"):
         pass
 
 
