@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import NamedTuple
@@ -128,7 +129,7 @@ class Supervisor:
     def _listen(self, child: Child, process: subprocess.Popen[str]) -> None:
         """Write down what a child prints, to its end."""
         path = self._home.logs / f"{child.name}.log"
-        log = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOGS)
+        log = _Log(path, maxBytes=_LOG_BYTES, backupCount=_LOGS)
         assert process.stdout is not None
         with contextlib.closing(log):
             for line in process.stdout:
@@ -175,6 +176,17 @@ class Supervisor:
                     break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it has started itself
+
+
+class _Log(RotatingFileHandler):
+    """A log that only this user can read."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", errors="replace", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def follow(path: Path, say: Callable[[str], None], stop: threading.Event) -> None:

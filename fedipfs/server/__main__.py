@@ -132,6 +132,8 @@ def _job(config: DictConfig) -> float | None:
 
     if remote:
         from fedipfs.server.remote import run
+
+        _loaded = True  # the run's folder is opened by its ServerApp, which has to be told to end
     else:
         from fedipfs.server.run import run
 

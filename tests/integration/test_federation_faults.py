@@ -1,0 +1,404 @@
+"""What happens to a run when one of its processes, a partner or the network is gone in mid-round.
+
+The sites train a task that tests can hold (held.py), so that each fault strikes while a round is
+under way. After each, three things are looked at: how the run ended and what it says of the fault;
+that every update in its records is one that its site says it made, for that round, and that there
+is one a site at most; and that no site trained twice on the same message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_fixtures import need
+from daemons import available
+from federation import COORDINATOR, EXPERIMENT, HOSPITALS, Background, Federation, Party, Run
+from held import Hold
+
+from fedipfs.clients import activity
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+A, B, C = HOSPITALS
+TASK = "held:Held"
+ROUNDS = 4
+SUPPORT = Path(__file__).parents[1] / "support"
+SETTINGS = (*EXPERIMENT, f"task.target={TASK}", "train.steps=3", "clients.min_successes=2")
+PROMPT_S = 60  # for what takes seconds on a machine with nothing else to do
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_download() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDIPFS_OFFLINE", "1")
+        yield
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _federation(folder: Path, **options: Any) -> Iterator[Federation]:
+    common: dict[str, Any] = {"settings": SETTINGS, "target": TASK, "poll_s": 0.2, "say": print}
+    federation = Federation(folder, environment=_environment(), **common, **options)
+    try:
+        with federation:
+            yield federation
+    finally:  # shown with the tests that fail
+        for log in federation.logs():
+            print(f"--- {log.relative_to(folder)}\n{log.read_text(errors='replace')[-5000:]}")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Three sites and a SuperLink that is up; whatever a test breaks it mends."""
+    yield from _federation(tmp_path_factory.mktemp("faults"), ipfs=False, proxied=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation) -> str:
+    """The CID of the model that the run has if nothing goes wrong."""
+    began = time.monotonic()
+    run = federation.run(ROUNDS)
+    print(f"undisturbed: {time.monotonic() - began:.1f} s")
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    return federation.cid(run)
+
+
+@pytest.fixture(autouse=True)
+def released(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing stays held."""
+    yield
+    for name in ("federation", "over_ipfs"):
+        if name in request.fixturenames:
+            for site in request.getfixturevalue(name).sites.values():
+                Hold(site.home).end()
+
+
+def _held(federation: Federation, *names: str, after: int = 1) -> list[Hold]:
+    """Holds of sites, after they have trained for so many rounds."""
+    holds = [Hold(federation.sites[name].home) for name in names]
+    for hold in holds:
+        hold.begin(after)
+    return holds
+
+
+def _lines(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _ok(run: Run) -> list[int]:
+    """How many clients succeeded in each round."""
+    return [line["clients"]["ok"] for line in _lines(run)]
+
+
+def _why(run: Run, number: int) -> dict[str, str]:
+    """Who failed in a round, and why."""
+    return {each["client"]: each["reason"] for each in _lines(run)[number - 1]["clients"]["failed"]}
+
+
+def _check(federation: Federation, run: Run) -> list[dict[str, str]]:
+    """That no update was lost or counted twice; by round the CIDs of clients' updates."""
+    folder = run.folder.relative_to(federation.coordinator.folder)
+    words = ("fedipfs", "runs", "show", folder, "--json")
+    shown = json.loads(federation.command(federation.coordinator, *words))
+    assert shown["broken"] == ""
+    *rounds, first = shown["records"]
+    rounds.reverse()
+    lines = _lines(run)
+    assert [each["record"]["round"] for each in rounds] == [line["round"] for line in lines]
+    assert [line["round"] for line in lines] == list(range(1, len(lines) + 1))
+    counted = []
+    for line, each in zip(lines, rounds, strict=True):
+        updates = [(update["client"], update["cid"]["/"]) for update in each["record"]["updates"]]
+        assert len(dict(updates)) == len(updates) == line["clients"]["ok"]
+        counted.append(dict(updates))
+    for name, site in federation.sites.items():
+        made = set[tuple[int, str]]()
+        asked = list[tuple[str, str]]()
+        for entry in activity.entries(site.home / "activity.log"):
+            fields = entry.fields
+            if fields.get("run") != first["cid"] or fields.get("kind") != "train":
+                continue
+            asked.append((fields.get("attempt", "0"), fields["round"]))
+            if entry.event == "trained":
+                made.add((int(fields["round"]), fields["update"]))
+        assert len(set(asked)) == len(asked), f"{name} was asked twice in an attempt: {asked}"
+        used = {(number, by[name]) for number, by in enumerate(counted, 1) if name in by}
+        assert used <= made, f"{name} did not make what was counted"
+    return counted
+
+
+def _kill(party: Party, role: str) -> None:
+    (pid,) = party.pids(role)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _online(federation: Federation) -> int:
+    said = federation.command(federation.coordinator, "fedipfs-server", "members", "--json")
+    return sum(bool(each["connected"]) for each in json.loads(said)["members"])
+
+
+def _wait_online(federation: Federation, timeout_s: float, count: int = 3) -> float:
+    """Wait until so many sites are connected; the seconds that it took."""
+    began = time.monotonic()
+    while _online(federation) != count:
+        assert time.monotonic() - began < timeout_s
+    return time.monotonic() - began
+
+
+def _interrupted_in_round_2(
+    federation: Federation, strike: Callable[[Background], object], *words: str
+) -> Background:
+    """A run that is struck while all sites train in round 2, and then go on."""
+    _wait_online(federation, PROMPT_S)
+    holds = _held(federation, *HOSPITALS)
+    command = federation.begin(ROUNDS, *words)
+    for hold in holds:
+        hold.reached(PROMPT_S)
+    strike(command)
+    for hold in holds:
+        hold.end()
+    return command
+
+
+def _without_c_in_round_2(
+    federation: Federation,
+    strike: Callable[[], object],
+    *words: str,
+    mend: Callable[[], object] = lambda: None,
+    round_s: float = PROMPT_S,
+) -> Run:
+    """A run in which C is struck while it trains in round 2; in round 4 it is there again.
+
+    A trains in round 3 until C is connected again, after `mend`.
+    """
+    _wait_online(federation, PROMPT_S)
+    (c,) = _held(federation, C)
+    (a,) = _held(federation, A, after=2)
+    command = federation.begin(ROUNDS, *words)
+    c.reached(PROMPT_S)
+    began = time.monotonic()
+    strike()
+    said = command.expect(f"round 2/{ROUNDS}", round_s)
+    print(f"{said.strip()}: {time.monotonic() - began:.1f} s after the fault")
+    a.reached(PROMPT_S)
+    c.end()
+    mend()
+    print(f"connected: after {_wait_online(federation, 120):.1f} s")
+    a.end()
+    run = federation.finish(command)
+    print(f"the end: {time.monotonic() - began:.1f} s after the fault")
+    ok = _ok(run)
+    assert (ok[0], ok[1], ok[3]) == (3, 2, 3) and ok[2] in (2, 3)
+    counted = _check(federation, run)
+    assert C not in counted[1] and C in counted[3]
+    assert list(_why(run, 2)) == [C]
+    assert run.summary["rounds_completed"] == ROUNDS
+    return run
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ("supernode", "unavailable"),
+        ("stub", "its node's process ended"),
+        ("worker", "its worker ended"),
+    ],
+)
+def test_a_process_of_a_partner_is_killed(
+    federation: Federation, role: str, reason: str
+) -> None:
+    """The round goes on without the partner, at once; its supervisor starts the process anew."""
+    site = federation.sites[C]
+    (before,) = site.pids(role)
+    run = _without_c_in_round_2(federation, lambda: _kill(site, role))
+    assert reason in _why(run, 2)[C].lower()
+    (after,) = site.pids(role)
+    assert after != before
+
+
+def test_a_partner_that_hangs(federation: Federation) -> None:
+    """It is given up at the deadline, and what it answers later counts for no round."""
+    run = _without_c_in_round_2(federation, lambda: None, "engine.timeout_s=10")
+    assert _why(run, 2)[C] == "no answer within 10 s"
+    (late,) = [
+        entry
+        for entry in activity.entries(federation.sites[C].home / "activity.log")
+        if entry.event == "trained"
+        and entry.fields["round"] == "2"
+        and entry.fields["run"] == _first(federation, run)
+    ]
+    assert float(late.fields["seconds"]) >= 10
+
+
+def _first(federation: Federation, run: Run) -> str:
+    folder = run.folder.relative_to(federation.coordinator.folder)
+    words = ("fedipfs", "runs", "show", folder, "--json")
+    shown = json.loads(federation.command(federation.coordinator, *words))
+    return str(shown["records"][-1]["cid"])
+
+
+def test_the_serverapp_is_killed(federation: Federation, undisturbed: str) -> None:
+    """Another goes on after the last completed round, with the same result."""
+    command = _interrupted_in_round_2(
+        federation, lambda _: _kill(federation.coordinator, "serverapp")
+    )
+    began = time.monotonic()
+    run = federation.finish(command)
+    print(f"the end: {time.monotonic() - began:.1f} s after the fault")
+    assert "the ServerApp ended without a word" in run.text
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    assert federation.cid(run) == undisturbed
+
+
+def test_the_superlink_is_killed(federation: Federation, undisturbed: str) -> None:
+    """It is started anew, and the run does not notice."""
+    command = _interrupted_in_round_2(
+        federation, lambda _: _kill(federation.coordinator, "superlink")
+    )
+    began = time.monotonic()
+    run = federation.finish(command)
+    print(f"the end: {time.monotonic() - began:.1f} s after the fault")
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    assert federation.cid(run) == undisturbed
+
+
+def _ctrl_c(command: Background) -> None:
+    command.process.send_signal(signal.SIGINT)
+
+
+def test_ctrl_c_and_resume(federation: Federation, undisturbed: str) -> None:
+    """The same result as without."""
+    command = _interrupted_in_round_2(federation, _ctrl_c)
+    began = time.monotonic()
+    stopped = federation.finish(command, codes=(130,))
+    print(f"the end: {time.monotonic() - began:.1f} s after Ctrl-C")
+    assert stopped.summary["status"] == "interrupted"
+    assert stopped.summary["rounds_completed"] == 1
+    assert f"resume={stopped.folder.name}" in stopped.text
+    words = ("fedipfs-server", f"resume={stopped.folder.name}")
+    run = federation.finish(federation.background(federation.coordinator, *words))
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    assert federation.cid(run) == undisturbed
+
+
+@pytest.mark.timeout(900)
+def test_a_partner_is_cut_off_for_a_minute(federation: Federation) -> None:
+    """The run goes on without it, and with it when it is back; its late answer does not count."""
+    proxy = federation.proxies[C]
+    began = time.monotonic()
+
+    def mend() -> None:
+        time.sleep(max(0.0, 60 - (time.monotonic() - cut)))
+        proxy.mend()
+
+    cut = began
+
+    def strike() -> None:
+        nonlocal cut
+        cut = time.monotonic()
+        proxy.cut()
+
+    run = _without_c_in_round_2(
+        federation, strike, "engine.timeout_s=150", mend=mend, round_s=90
+    )
+    assert "unavailable" in _why(run, 2)[C].lower()
+
+
+def test_flwr_run_from_the_app_folder(federation: Federation, undisturbed: str) -> None:
+    """As in docs/partners.md."""
+    hub = federation.coordinator
+    federation.command(hub, "fedipfs-server", "app", "app")
+    connections = Path(hub.environment["FLWR_HOME"]) / "config.toml"
+    address, ca = f"127.0.0.1:{federation.http_port}", hub.home / "ca.pem"
+    with connections.open("a") as file:
+        file.write(f'\n[superlink.hub]\naddress = "{address}"\nroot-certificates = "{ca}"\n')
+    words = [*SETTINGS, f"rounds={ROUNDS}", "run_id=by-flwr", *federation._stored()]
+    setting = " ".join(words)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("flwr"), "run", "app", "hub", "--stream"]
+        + ["-c", f'settings="{setting}"'],
+        env=hub.environment,
+        cwd=hub.folder,
+        capture_output=True,
+        text=True,
+        timeout=PROMPT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    run = Run(hub.folder / "runs" / "by-flwr", done.stdout)
+    assert _ok(run) == [3] * ROUNDS
+    assert federation.cid(run) == undisturbed
+
+
+def test_the_superlink_that_is_up_is_used_and_else_refused_or_started(
+    federation: Federation, undisturbed: str
+) -> None:
+    """Partners connect again by themselves."""
+    federation.run(1, "engine.superlink=running")
+    federation.running[COORDINATOR].stop()
+    refused = federation.begin(1, "engine.superlink=running").finish(PROMPT_S, codes=(2,))
+    assert "no SuperLink of university runs on this machine: start it with" in refused
+    began = time.monotonic()
+    run = federation.run(ROUNDS)
+    print(f"with a SuperLink of its own: {time.monotonic() - began:.1f} s")
+    federation.start_coordinator()
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    assert federation.cid(run) == undisturbed
+
+
+def test_what_sites_do_not_permit_is_refused(federation: Federation) -> None:
+    """Before anything is trained, and the run's command says which rule of whose."""
+    unknown = federation.begin(2, "task.target=sized:Sized")
+    run = federation.finish(unknown, codes=(3,))
+    print(run.text)
+    for name in HOSPITALS:
+        assert f"{name} (" in run.text
+    assert "policy.tasks" in run.text
+    alone = federation.begin(2, "clients.per_round=1", "clients.min_successes=1")
+    run = federation.finish(alone, codes=(3,))
+    print(run.text)
+    assert "policy.min_cohort" in run.text
+
+
+def test_who_is_removed_during_a_run_is_asked_no_more(federation: Federation) -> None:
+    _wait_online(federation, PROMPT_S)
+    (a,) = _held(federation, A)
+    command = federation.begin(ROUNDS)
+    a.reached(PROMPT_S)
+    command.expect(f"round 1/{ROUNDS}", PROMPT_S)
+    said = federation.command(federation.coordinator, *"fedipfs-server remove --yes".split(), C)
+    assert "its keys are revoked" in said or "keys are revoked" in said
+    a.end()
+    run = federation.finish(command)
+    print(run.text)
+    counted = _check(federation, run)
+    assert [sorted(each) for each in counted[2:]] == [[A, B]] * 2
+    assert [line["clients"]["selected"] for line in _lines(run)] == [3, 3, 2, 2]
+
+
+def test_a_coordinator_whom_a_site_does_not_accept(federation: Federation) -> None:
+    """Here one of two members; a run needs both."""
+    federation.running[B].stop()
+    words = ("fedipfs-client", "run", "policy.coordinators=[somebody-else]")
+    site = federation.background(federation.sites[B], *words)
+    site.expect("connected to", PROMPT_S)
+    run = federation.finish(federation.begin(2), codes=(3,))
+    print(run.text)
+    assert "policy.coordinators" in run.text and f"{B} (" in run.text
