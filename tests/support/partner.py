@@ -25,7 +25,7 @@ from fedipfs.clients import joining, wire
 from fedipfs.clients.home import Home
 from fedipfs.clients.stub import forward
 from fedipfs.data import Examples
-from fedipfs.exchange import Stamp, Vault, from_torch, store_arrays
+from fedipfs.exchange import Stamp, Vault, from_torch, pack, store_arrays, unpack
 from fedipfs.server.home import Home as CoordinatorHome
 from fedipfs.server.membership import Registry, federation_of
 from fedipfs.trust import Identity
@@ -197,5 +197,9 @@ class SocketGrid(DirectGrid):
 
     def _call(self, message: Message) -> Message:
         message = self._wire(message)
+        message.content = pack(message.content)
         path = self._sockets[message.metadata.dst_node_id - 2]
-        return self._wire(forward(message, path, self._timeout_s, patience_s=5))
+        reply = forward(message, path, self._timeout_s, patience_s=5)
+        if reply.has_content():
+            reply.content = unpack(reply.content)
+        return self._wire(reply)
