@@ -5,6 +5,7 @@ Together with flower_compat.py the only place for them; local runs do not import
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +85,7 @@ __all__ = [
     "pull_task",
     "push_reply",
     "register_node",
+    "run_serverapp_for",
     "run_state",
     "run_supernode",
     "runtime_client",
@@ -174,10 +176,41 @@ def stop_run(client: ControlHttpClient, run_id: int) -> None:
     client.StopRun(StopRunRequest(run_id=run_id))
 
 
-def run_state(client: ControlHttpClient, run_id: int) -> RunState:
-    """How a run is; KeyError if the SuperLink does not know it."""
-    run = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id]
-    return RunState(run.status.status, run.status.sub_status, run.status.details)
+def run_state(client: ControlHttpClient, run_id: int) -> RunState | None:
+    """How a run is; None if the SuperLink does not know it."""
+    try:
+        found = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+        return None
+    if run_id not in found:
+        return None
+    status = found[run_id].status
+    return RunState(status.status, status.sub_status, status.details)
+
+
+def run_serverapp_for(files: Mapping[str, bytes]) -> None:
+    """Be `flwr-serverapp` for the Flower app that `files` make, and for no other.
+
+    What else is submitted is not even unpacked: its run fails.
+    """
+    from flwr.superlink.cli.flwr_serverapp import flwr_serverapp
+
+    # The package has a function of the same name.
+    module: Any = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    install, (wanted, _) = module.install_from_fab, build_fab_from_files(dict(files))
+
+    def install_ours(content: bytes, *given: Any, **named: Any) -> Any:
+        if content != wanted:
+            raise RuntimeError(
+                "this coordinator runs FedIPFS's own Flower app and no other: "
+                "`fedipfs-server app DIR` writes it"
+            )
+        return install(content, *given, **named)
+
+    module.install_from_fab = install_ours
+    flwr_serverapp()
 
 
 def stream_log(client: ControlHttpClient, run_id: int) -> Any:

@@ -55,7 +55,7 @@ class Tail:
     """The events that a Relay writes, as they come."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._at, self._rest = path, 0, b""
+        self._path, self._at = path, 0
 
     def new(self) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
         """Those that came since the last call."""
@@ -65,9 +65,10 @@ class Tail:
                 data = file.read()
         except FileNotFoundError:
             return
-        self._at += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
+        for line in data.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                return  # its end is yet to come
+            self._at += len(line)  # before it is handled: an interrupt loses no other
             what, given, named = json.loads(line)
             yield what, given, named
 

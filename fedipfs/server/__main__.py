@@ -204,6 +204,12 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     if "data.root" in given:
         saved["data"]["root"] = values["data"]["root"]
     if any(key.partition(".")[0] == "engine" for key in given):
+        was, wanted = (each["engine"].get("name") for each in (saved, values))
+        if "deploy" in (was, wanted) and was != wanted:
+            raise ConfigError(
+                f"engine={wanted} would give the run other clients than it began with "
+                f"(engine={was}): start a new run with init_from=<model CID>"
+            )
         saved["engine"] = values["engine"]
     return saved
 

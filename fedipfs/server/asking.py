@@ -193,7 +193,7 @@ class Asking:
             self.edge.create_message(RecordDict({"config": config}), CAPABILITIES, node, "")
             for node in nodes
         ]
-        answers = ask(self.edge, questions, now=self.grid.now)
+        answers = ask(self.edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
         return {
             reply.metadata.src_node_id: dict(next(iter(reply.content.config_records.values()), {}))
             for reply in answers.replies

@@ -165,6 +165,10 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
             f"attack={config['attack']['name']} is for experiments with simulated clients; "
             "choose attack=none, or engine=local"
         )
+    if config["clients"]["clock"] != "real":
+        raise ConfigError(
+            f"clients.clock={config['clients']['clock']} is for simulated clients; choose real"
+        )
     if config["data"]["held_out"] and not config["evaluate"]["server"]:
         raise ConfigError("data.held_out is a share of the coordinator's own test set; leave it 0")
 

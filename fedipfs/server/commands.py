@@ -203,8 +203,15 @@ def members(write: Path | None, as_json: bool, folder: Path | None) -> None:
 
 
 @app.command()
+@click.option(
+    "--flwr-run",
+    "others",
+    is_flag=True,
+    help="Do what `flwr run` submits, too. Its settings can name any file and any task of this "
+    "machine, and whoever reaches the Control API can submit them.",
+)
 @home_option
-def up(folder: Path | None) -> None:
+def up(others: bool, folder: Path | None) -> None:
     """Keep the SuperLink up, so that partners stay connected between runs; until Ctrl-C."""
     import signal
 
@@ -215,7 +222,7 @@ def up(folder: Path | None) -> None:
     home = Home.load(folder)
     # Also while it starts: its processes are not to outlive this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Supervisor(home) as supervisor:
+    with Supervisor(home, others=others) as supervisor:
         with Control.reach(home) as control:
             for line in synchronise(Registry.open(home), control) if control else ():
                 click.echo(line)
@@ -252,7 +259,10 @@ def remove(name: str, yes: bool, folder: Path | None) -> None:
     if not entry.removed:  # else the SuperLink may not have heard of it
         entry = registry.remove(name)
     click.echo(f"{name} is removed, and its keys are revoked, since {_when(entry.removed)}")
-    _synchronise(registry)
+    try:
+        _synchronise(registry)
+    except RunFailed as error:
+        raise RunFailed(f"{error}; then run this again, to shut its node out, too") from error
     if registry.active:
         _say_others()
 
@@ -366,6 +376,8 @@ def _write(folder: Path, organization: str, text: str) -> Path:
     from fedipfs.trust import files
 
     path = folder / f"{organization}.federation.json"
+    if path.is_symlink():  # in a folder of others it could lead anywhere
+        path.unlink()
     files.write_whole(path, text)
     return path
 

@@ -18,7 +18,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedipfs.errors import FedIPFSError, RunInterrupted
+from fedipfs.errors import ConfigError, FedIPFSError, RunInterrupted
 from fedipfs.exchange import Vault
 from fedipfs.flower_deploy import bound_patience
 from fedipfs.ipld import CID
@@ -27,6 +27,7 @@ from fedipfs.observe.relay import Relay
 from fedipfs.server import parties, remote, settings
 from fedipfs.server.engine.base import NodeGrid
 from fedipfs.server.engine.deploy import Seat, SuperLinkGrid
+from fedipfs.server.engine.serverapp import OTHERS
 from fedipfs.server.membership import Home, Registry
 from fedipfs.server.run import run
 from fedipfs.server.submission import Submission
@@ -119,7 +120,15 @@ def _by_itself(home: Home, grid: Grid, given: str) -> None:
 
     from fedipfs.server.words import resolved
 
+    if not os.environ.get(OTHERS):
+        raise ConfigError(
+            "what `flwr run` submits is not done here: its settings can name any file and task of "
+            "this machine, and whoever reaches the SuperLink's Control API can submit them; if "
+            "nobody else can, start it with `fedipfs-server up --flwr-run`"
+        )
     overrides = ["engine=deploy", *shlex.split(given)]
+    if any(each.startswith("resume=") for each in overrides):
+        raise ConfigError("resume= is for `python -m fedipfs.server`; leave it out")
     with initialize_config_module("fedipfs.conf", version_base="1.3"):
         values = resolved(compose("config", overrides=overrides))
     config = settings.check(remote.fitted(values, Registry.open(home)))

@@ -43,8 +43,7 @@ class RunFolder:
     def create(cls, runs_dir: str, run_id: str | None, experiment: str) -> RunFolder:
         """A new folder; without `run_id`, one named by time and experiment."""
         if run_id is None:
-            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-            run_id = f"{stamp}-{experiment}-{token_hex(2)}"
+            run_id = new_name(experiment)
         if not _NAME.fullmatch(str(run_id)) or run_id in _RESERVED:
             raise RunError(
                 f"run_id={run_id} cannot name a folder here; use letters, digits, '.', '_' and "
@@ -73,6 +72,17 @@ class RunFolder:
                 f"there is no run {run_id!r} in {runs_dir}; `fedipfs runs ls` lists what is there"
             )
         return cls(path, _locked(path))
+
+    @classmethod
+    def begun(cls, path: Path) -> bool:
+        """Whether a run has begun in the folder `path`; one in which none has is taken away.
+
+        Raises RunError where another process works on it.
+        """
+        if path.is_dir():
+            folder = cls(path, _locked(path))
+            folder.close()
+        return (path / "config.yaml").is_file()
 
     @property
     def resumable(self) -> bool:
@@ -160,6 +170,11 @@ class RunFolder:
             file.writelines(pieces)
         os.replace(temporary, path)
         return path
+
+
+def new_name(experiment: str) -> str:
+    """A name for a run: by time and experiment."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{experiment}-{token_hex(2)}"
 
 
 def usable(runs_dir: str) -> None:

@@ -159,7 +159,11 @@ class Home:
                 "another folder with --home, or move them away"
             )
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(path, 0o700)
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                f"{path} is open to other users: chmod 700 {path}, or choose another folder with "
+                "--home"
+            )
         home.flower.mkdir(mode=0o700, exist_ok=True)
         keys = joining.own_identity(home.identity, name, ask)
         at = joining.now()

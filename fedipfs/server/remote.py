@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedipfs.errors import ConfigError, FedIPFSError, RunFailed, RunInterrupted, UserError
 from fedipfs.observe.progress import Progress
 from fedipfs.observe.relay import Tail, show
-from fedipfs.server.engine.control import Control
-from fedipfs.server.engine.superlink import superlink
+from fedipfs.server.engine.superlink import Link, superlink
+from fedipfs.server.folder import RunFolder, new_name
 from fedipfs.server.membership import Home, Registry
 from fedipfs.server.submission import Submission, app_files
 
 _LOOK_S, _ASK_S = 0.1, 2.0  # between looks at the events, and questions to the SuperLink
 _STOP_S = 20.0  # that a ServerApp has to end in good order
+_BEGIN_S = 60.0  # that it has to begin, besides
 _KINDS: dict[int, type[FedIPFSError]] = {
     2: UserError,
     3: RunFailed,
@@ -34,10 +36,12 @@ def fitted(values: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
     clients = dict(values["clients"])
     if clients["per_round"] == clients["total"]:
         clients["per_round"] = total
-    clients["total"] = total
-    if clients["deadline_s"] is None:
-        clients["deadline_s"] = values["engine"]["timeout_s"]
-    return {**values, "clients": clients}
+    elif isinstance(clients["per_round"], int) and clients["per_round"] > total:
+        raise ConfigError(
+            f"clients.per_round={clients['per_round']} is more than there are members ({total}): "
+            "lower it, or leave it out to ask all"
+        )
+    return {**values, "clients": {**clients, "total": total}}
 
 
 def run(config: Mapping[str, Any], progress: Progress, *, resume: bool) -> dict[str, Any]:
@@ -47,17 +51,20 @@ def run(config: Mapping[str, Any], progress: Progress, *, resume: bool) -> dict[
     round, `engine.restarts` times. Raises what server/run.py's `run` does.
     """
     home, engine = Home.load(), config["engine"]
-    with superlink(home, start=engine["superlink"] == "managed") as control:
+    # Chosen here, so that it is known whatever becomes of the ServerApp.
+    name = config["run_id"] or new_name(config["experiment"])
+    config, folder = {**config, "run_id": name}, Path(config["runs_dir"], name)
+    with superlink(home, start=engine["superlink"] == "managed") as link:
         for left in range(engine["restarts"], -1, -1):
             submission = Submission.create(home.path, config, resume=resume)
             try:
-                end = _Watch(submission, control, progress).until_the_end()
+                end = _Watch(submission, link, progress, engine["timeout_s"]).until_the_end()
             finally:
-                submission.remove()
+                if submission.state != "held":
+                    submission.remove()
             if end.code is not None or not left:
                 break
-            if end.run_id is not None:
-                config, resume = {**config, "run_id": end.run_id}, True
+            resume = resume or RunFolder.begun(folder)
             progress.tell(
                 f"WARNING: {end.problem}; another goes on, {left} more at most", important=True
             )
@@ -73,22 +80,27 @@ class _End(NamedTuple):
 
     code: int | None
     problem: str
-    run_id: str | None
-    summary: dict[str, Any] | None
+    summary: dict[str, Any] | None = None
 
 
 class _Watch:
-    """One ServerApp, from its submission to its end."""
+    """One ServerApp, from its submission to its end.
 
-    def __init__(self, submission: Submission, control: Control, progress: Progress) -> None:
-        self._submission, self._control, self._progress = submission, control, progress
+    A SuperLink that is away, or does not begin with the run, for `patience_s` seconds is given up.
+    """
+
+    def __init__(
+        self, submission: Submission, link: Link, progress: Progress, patience_s: float
+    ) -> None:
+        self._submission, self._link, self._progress = submission, link, progress
+        self._patience_s = patience_s
         self._tail = Tail(submission.events)
-        self._run_id: str | None = None
         self._summary: dict[str, Any] | None = None
 
     def until_the_end(self) -> _End:
         self._progress.phase("starting the ServerApp")
-        run = self._control.start(app_files(), {"submission": self._submission.name})
+        control = self._link.control
+        run = control.start(app_files(), {"submission": self._submission.name})
         try:
             return self._follow(run)
         except KeyboardInterrupt:
@@ -103,21 +115,28 @@ class _Watch:
             raise
         finally:
             with contextlib.suppress(RunFailed):  # it is away, or the run unknown to a new one
-                self._control.stop(run)
+                control.stop(run)
 
     def _follow(self, run: int) -> _End:
-        asked = time.monotonic()
+        asked = well = time.monotonic()
         while True:
             if (end := self._look()) is not None:
                 return end
-            if self._submission.state == "left" and (end := self._gone("it was killed")):
-                return end
-            if time.monotonic() - asked > _ASK_S:
-                asked = time.monotonic()
-                state = self._state(run)
-                if state is not None and state[0] == "finished":
+            state, now = self._submission.state, time.monotonic()
+            if state == "left":
+                return self._gone("it was killed")
+            self._link.check()
+            if now - asked > _ASK_S:
+                asked = now
+                found = self._state(run)
+                if isinstance(found, _End):
                     time.sleep(_LOOK_S)
-                    return self._look() or self._gone(state[1])
+                    return self._look() or found
+                if found and state == "held":
+                    well = now
+            if now - well > self._patience_s + (_BEGIN_S if state == "new" else 0.0):
+                what = "does not begin with the run" if state == "new" else "is away"
+                raise RunFailed(f"the SuperLink {what}, for {now - well:.0f} s now: see its log")
             time.sleep(_LOOK_S)
 
     def _look(self) -> _End | None:
@@ -125,23 +144,23 @@ class _Watch:
         for what, given, named in self._tail.new():
             if what == "end":
                 code, problem = given
-                return _End(code, problem, self._run_id, self._summary)
-            if what == "start":
-                self._run_id = str(given[0])
-            elif what == "finish":
+                return _End(code, problem, self._summary)
+            if what == "finish":
                 self._summary = dict(given[0])
             show(self._progress, what, given, named)
         return None
 
     def _gone(self, why: str) -> _End:
-        return self._look() or _End(
-            None, f"the ServerApp ended without a word ({why})", self._run_id, None
-        )
+        return self._look() or _End(None, f"the ServerApp ended without a word ({why})")
 
-    def _state(self, run: int) -> tuple[str, str] | None:
-        """The run's status and why; None while the SuperLink is away, which may pass."""
+    def _state(self, run: int) -> _End | bool:
+        """The end, if the SuperLink says that it came; else whether that answers at all."""
         try:
-            found = self._control.state(run)
+            found = self._link.control.state(run)
         except RunFailed:
-            return None
-        return found.status, found.details or found.sub_status
+            return False  # it is away, which may pass
+        if found is None:
+            return self._gone("the SuperLink does not know the run any more")
+        if found.status == "finished":
+            return self._gone(found.details or found.sub_status)
+        return True

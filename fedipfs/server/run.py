@@ -244,7 +244,7 @@ class _Session:
             self.head,
             config["seed"],
             bench.min_successes,
-            deadline_s=config["clients"]["deadline_s"],
+            deadline_s=self._deadline_s(),
             compression=Spec.of(config["compression"]),
             compress_models=bool(config["compression"].get("down")),
             poison=simulation.adversary(config, bench.strategy),
@@ -279,6 +279,13 @@ class _Session:
             if self.stopped:
                 break
         self._settle()
+
+    def _deadline_s(self) -> float | None:
+        """Of training in a round, and again of evaluating: partners may be away."""
+        found: float | None = self.config["clients"]["deadline_s"]
+        if found is None and self.nodes.remote:
+            found = self.config["engine"]["timeout_s"]
+        return found
 
     def _begun(self) -> int:
         """How many processes have begun on this run before: another number in every one.

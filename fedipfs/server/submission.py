@@ -12,15 +12,18 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from fedipfs.errors import RunError
+from fedipfs.trust import files
 
 _FOLDER = "submissions"
+_OLD_S = 24 * 3600.0
 
 
 class Submission:
@@ -35,10 +38,13 @@ class Submission:
         """A new one in a coordinator's home, for a ServerApp that is yet to be started."""
         folder = home / _FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
+        for each in folder.iterdir():
+            if (old := cls(each)).state == "left" or old._is_old():
+                old.remove()  # of a command that was killed
         path = folder / token_hex(8)
         path.mkdir(mode=0o700)
         job = {"config": config, "resume": resume, "folder": os.getcwd()}
-        (path / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        files.write_new(path / "job.json", json.dumps(job))
         return cls(path)
 
     @classmethod
@@ -62,8 +68,10 @@ class Submission:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Show that the ServerApp lives, for as long as this lasts and the process."""
-        with open(self.path / "lock", "w") as lock:
+        fresh = self.path / f"lock.{os.getpid()}"
+        with open(fresh, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            fresh.rename(self.path / "lock")  # not before: a lock that nobody holds says "left"
             yield
 
     @property
@@ -77,6 +85,12 @@ class Submission:
         except BlockingIOError:
             return "held"
         return "left"
+
+    def _is_old(self) -> bool:
+        """Whether no ServerApp will begin on it any more."""
+        with contextlib.suppress(OSError):
+            return self.state == "new" and time.time() - self.path.stat().st_mtime > _OLD_S
+        return False
 
     def stop(self) -> None:
         """Ask the ServerApp to end."""
@@ -94,6 +108,6 @@ class Submission:
 
 def app_files() -> dict[str, bytes]:
     """The Flower app that imports this package, by the names of its files."""
-    folder = files("fedipfs.server").joinpath("flower_app")
+    folder = resources.files("fedipfs.server").joinpath("flower_app")
     names = ("pyproject.toml", "server_app.py", "client_app.py")
     return {name: folder.joinpath(name).read_bytes() for name in names}

@@ -71,7 +71,7 @@ def host(text: str, what: str = "host") -> str:
 
 
 def new_authority(organization: str, at: datetime, days: int = CA_DAYS) -> Pair:
-    """A fresh certificate authority that may issue servers' certificates only."""
+    """A fresh certificate authority, without others below it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(organization, "FedIPFS certificate authority")
     builder = _builder(name, key.public_key(), at, at + timedelta(days=days))

@@ -165,7 +165,8 @@ def partners(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control(partners):
-    with superlink(partners.hub, start=True) as control:
+    with superlink(partners.hub, start=True) as link:
+        control = link.control
         yield control
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from children import child, wait
 from flwr.app import ConfigRecord, RecordDict
 from partner import CONFIG, TASK, Partners
 
@@ -369,13 +374,32 @@ def test_a_group_that_there_is_not_is_said_so(tmp_path):
         Server(tmp_path / "s", bytes, timeout_s=1, group="nobody-has-this")
 
 
-def test_a_group_may_use_the_socket(served, tmp_path):
-    import grp
-
+def test_a_group_may_use_the_socket(served):
     name = grp.getgrgid(os.getgid()).gr_name
     path = served(group=name)
     assert os.stat(path).st_mode & 0o777 == 0o660 and os.stat(path).st_gid == os.getgid()
     assert request(path, b"here")[1] == b"here"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_is_refused_whatever_the_mode_of_the_socket():
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        for group, answered in ((None, False), (grp.getgrgid(nobody.pw_gid).gr_name, True)):
+            path = Path(folder) / f"{group}.sock"
+            server = Server(path, lambda data: data, timeout_s=60, group=group)
+            threading.Thread(target=server.serve, daemon=True).start()
+            os.chmod(path, 0o666)
+
+            def ask(path=path):
+                os.setgroups([])
+                os.setgid(nobody.pw_gid)
+                os.setuid(nobody.pw_uid)
+                assert request(path, b"here")[1] == b"here"
+
+            assert (wait(child(ask)) == 0) == answered
+            server.close()
 
 
 class TestMemory:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,12 @@ def _without_c_in_round_2(
     *words: str,
     mend: Callable[[], object] = lambda: None,
     round_s: float = PROMPT_S,
+    answers: bool = False,
 ) -> Run:
     """A run in which C is struck while it trains in round 2; in round 4 it is there again.
 
-    A trains in round 3 until C is connected again, after `mend`.
+    A trains in round 3 until C is connected again, after `mend`. C itself ends its training as
+    soon as it is struck, if it `answers`, else when round 2 is over.
     """
     _wait_online(federation, PROMPT_S)
     (c,) = _held(federation, C)
@@ -191,8 +193,10 @@ def _without_c_in_round_2(
     c.reached(PROMPT_S)
     began = time.monotonic()
     strike()
+    if answers:
+        c.end()
     said = command.expect(f"round 2/{ROUNDS}", round_s)
-    print(f"{said.strip()}: {time.monotonic() - began:.1f} s after the fault")
+    print(f"{time.monotonic() - began:.1f} s after the fault: {said.strip()}")
     a.reached(PROMPT_S)
     c.end()
     mend()
@@ -217,9 +221,7 @@ def _without_c_in_round_2(
         ("worker", "its worker ended"),
     ],
 )
-def test_a_process_of_a_partner_is_killed(
-    federation: Federation, role: str, reason: str
-) -> None:
+def test_a_process_of_a_partner_is_killed(federation: Federation, role: str, reason: str) -> None:
     """The round goes on without the partner, at once; its supervisor starts the process anew."""
     site = federation.sites[C]
     (before,) = site.pids(role)
@@ -227,6 +229,18 @@ def test_a_process_of_a_partner_is_killed(
     assert reason in _why(run, 2)[C].lower()
     (after,) = site.pids(role)
     assert after != before
+
+
+def test_all_of_a_partner_is_killed(federation: Federation) -> None:
+    """Its processes end with the one that was killed, and the coordinator knows at once."""
+    site = federation.running[C]
+
+    def mend() -> None:
+        assert federation.sites[C].processes() == []
+        federation.start_site(C)
+
+    run = _without_c_in_round_2(federation, site.process.kill, mend=mend)
+    assert "unavailable" in _why(run, 2)[C].lower()
 
 
 def test_a_partner_that_hangs(federation: Federation) -> None:
@@ -314,9 +328,7 @@ def test_a_partner_is_cut_off_for_a_minute(federation: Federation) -> None:
         cut = time.monotonic()
         proxy.cut()
 
-    run = _without_c_in_round_2(
-        federation, strike, "engine.timeout_s=150", mend=mend, round_s=90
-    )
+    run = _without_c_in_round_2(federation, strike, "engine.timeout_s=150", mend=mend, round_s=90)
     assert "unavailable" in _why(run, 2)[C].lower()
 
 
@@ -383,7 +395,7 @@ def test_who_is_removed_during_a_run_is_asked_no_more(federation: Federation) ->
     a.reached(PROMPT_S)
     c.reached(PROMPT_S)
     began = time.monotonic()
-    said = federation.command(federation.coordinator, *"fedipfs-server remove --yes".split(), C)
+    said = federation.command(federation.coordinator, *["fedipfs-server", "remove", "--yes"], C)
     assert "its keys are revoked" in said or "keys are revoked" in said
     a.end()
     c.end()
@@ -405,3 +417,36 @@ def test_a_coordinator_whom_a_site_does_not_accept(federation: Federation) -> No
     run = federation.finish(federation.begin(2), codes=(3,))
     print(run.text)
     assert f"{B}: PolicyRefused: policy.coordinators" in run.text
+
+
+@pytest.fixture(scope="module")
+def over_ipfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """The same, each with an IPFS daemon; all that is stored is sealed."""
+    need(available())
+    yield from _federation(tmp_path_factory.mktemp("ipfs"))
+
+
+def test_the_ipfs_daemon_of_a_partner_is_killed(over_ipfs: Federation) -> None:
+    """The partner says so, and takes part again when its daemon runs."""
+    daemon = over_ipfs.sites[C].daemon
+    assert daemon is not None
+    run = _without_c_in_round_2(over_ipfs, daemon.kill, mend=daemon.start, answers=True)
+    print(_why(run, 2))
+    assert "Store" in _why(run, 2)[C]
+
+
+def test_the_ipfs_daemon_of_the_coordinator_is_killed(over_ipfs: Federation) -> None:
+    """The run ends and says why; resumed, it has the result that it would have had."""
+    daemon = over_ipfs.coordinator.daemon
+    assert daemon is not None
+    command = _interrupted_in_round_2(over_ipfs, lambda _: daemon.kill())
+    began = time.monotonic()
+    failed = over_ipfs.finish(command, codes=(3,))
+    print(f"the end: {time.monotonic() - began:.1f} s after the fault: {failed.text[-500:]}")
+    assert failed.summary["status"] == "failed"
+    daemon.start()
+    words = ("fedipfs-server", f"resume={failed.folder.name}")
+    run = over_ipfs.finish(over_ipfs.background(over_ipfs.coordinator, *words))
+    assert _ok(run) == [3] * ROUNDS
+    _check(over_ipfs, run)
+    assert over_ipfs.cid(run) == over_ipfs.cid(over_ipfs.local(ROUNDS))

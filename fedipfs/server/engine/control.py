@@ -72,11 +72,12 @@ class Control:
     def stop(self, run_id: int) -> None:
         """End a run and its ServerApp; nothing if it has ended."""
         with self._told("stop a run"):
-            if self.state(run_id).status != "finished":
+            state = self.state(run_id)
+            if state is not None and state.status != "finished":
                 flower_deploy.stop_run(self._client, run_id)
 
-    def state(self, run_id: int) -> RunState:
-        """How a run is."""
+    def state(self, run_id: int) -> RunState | None:
+        """How a run is; None if the SuperLink does not know it."""
         with self._told("show a run"):
             return flower_deploy.run_state(self._client, run_id)
 
@@ -96,10 +97,11 @@ class Control:
             ) from error
 
 
-def listening(port: int) -> bool:
-    """Whether something listens on a port of this machine's loopback."""
+def listening(port: int, host: str = LOOPBACK) -> bool:
+    """Whether something listens on a port of this machine, at an address of its own."""
     try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -1,6 +1,6 @@
-"""`python -m fedipfs.server.engine.leash COMMAND...`: runs a program that ends with its parent.
+"""`python -m fedipfs.server.engine.leash PARENT COMMAND...`: runs a program that ends with it.
 
-Linux sends it SIGTERM as soon as the process that started it is gone, also by SIGKILL.
+Linux sends it SIGTERM as soon as the process PARENT, which started it, is gone, also by SIGKILL.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Become the program that the arguments name."""
-    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended meanwhile
+        if os.getppid() != int(sys.argv[1]):  # it ended meanwhile
             sys.exit(1)
-    os.execv(sys.argv[1], sys.argv[1:])
+    os.execv(sys.argv[2], sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -9,82 +9,132 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from fedipfs.errors import ConfigError, RunFailed, one_line
+from fedipfs.server.engine import serverapp
 from fedipfs.server.engine.control import LOOPBACK, Control, listening
 from fedipfs.server.membership import Home, Registry, synchronise
-from fedipfs.trust import tls
+from fedipfs.trust import files, tls
+from fedipfs.trust.identity import PASSPHRASE
 
 _START_S, _STOP_S, _LOOK_S = 60.0, 10.0, 0.2
 _SOON_S, _TRIES = 10.0, 5  # who dies so soon so often will not live
 _MAX_LOG = 16 << 20  # bytes, then the log is begun anew and the last one kept
 _TAIL = 2000
+_LEASH = [sys.executable, "-m", "fedipfs.server.engine.leash"]
+
+
+UP, MANAGED = "up", "managed"  # by `fedipfs-server up`, or by a run for as long as that lasts
+
+
+class Link(NamedTuple):
+    """A SuperLink that is up, and what keeps it so, if this process does."""
+
+    control: Control
+    supervisor: Supervisor | None
+
+    def check(self) -> None:
+        """RunFailed if it will not stay up."""
+        if self.supervisor is not None:
+            self.supervisor.check()
 
 
 @contextlib.contextmanager
-def superlink(home: Home, *, start: bool) -> Iterator[Control]:
-    """The SuperLink of a federation: the one that runs, else one for as long as this lasts.
+def superlink(home: Home, *, start: bool) -> Iterator[Link]:
+    """The SuperLink of a federation: the one that is up, else one for as long as this lasts.
 
-    Its nodes are those of the members. Raises ConfigError if none runs and `start` says not to
-    start one, RunFailed if it does not come up.
+    Its nodes are those of the members. Raises ConfigError if none is up and `start` says not to
+    start one, or if another run keeps one up for itself; RunFailed if it does not come up.
     """
     with contextlib.ExitStack() as stack:
-        if not (running(home) or start):
-            raise ConfigError(
-                f"no SuperLink of {home.organization} runs on this machine: start it with "
-                "`fedipfs-server up`, or leave engine.superlink at managed"
-            )
-        if not running(home):
-            stack.enter_context(Supervisor(home))
+        supervisor = None
+        match keeper(home):
+            case None if not start:
+                raise ConfigError(
+                    f"no SuperLink of {home.organization} is up on this machine: start it with "
+                    "`fedipfs-server up`, or leave engine.superlink at managed"
+                )
+            case None:
+                supervisor = stack.enter_context(Supervisor(home, MANAGED))
+            case kind if kind == MANAGED:
+                raise ConfigError(
+                    "another run keeps the SuperLink up, and ends it when it is over: wait for "
+                    "that, or have `fedipfs-server up` keep it for all runs"
+                )
+            case _:
+                _await(lambda: listening(home.http_port) or keeper(home) is None)
         control = stack.enter_context(Control.reach(home))
         if control is None:
-            raise RunFailed(f"the SuperLink does not answer on port {home.http_port}: see its log")
+            raise RunFailed(
+                f"the SuperLink does not answer on port {home.http_port}: see the log of "
+                "`fedipfs-server up`"
+            )
         synchronise(Registry.open(home), control)
-        yield control
+        yield Link(control, supervisor)
 
 
-def running(home: Home) -> bool:
-    """Whether a process keeps this federation's SuperLink up."""
-    try:
-        with _lock_file(home) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+def keeper(home: Home) -> str | None:
+    """What keeps this federation's SuperLink up, UP or MANAGED; None if nothing does."""
+    with _lock_file(home) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may ask at the same time
+        except BlockingIOError:
+            lock.seek(0)
+            return MANAGED if lock.read().strip() == MANAGED else UP
+    return None
+
+
+def _await(there: Callable[[], bool]) -> bool:
+    """Whether it is so within _START_S seconds."""
+    deadline = time.monotonic() + _START_S
+    while not (found := there()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return found
 
 
 @dataclass
 class _Child:
     name: str
     command: list[str]
+    environment: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
     began: list[float] = field(default_factory=list)  # of the last starts
 
 
 class Supervisor:
-    """Keeps a SuperLink and a SuperExec up while it is entered; one at a time a home."""
+    """Keeps a SuperLink and a SuperExec up while it is entered; one at a time a home.
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    `kind` is UP or MANAGED. Runs that `flwr run` submits, whose settings are anybody's who reaches
+    the Control API, are done only with `others`.
+    """
+
+    def __init__(self, home: Home, kind: str = UP, *, others: bool = False) -> None:
+        self._home, self._kind = home, kind
         self._lock: IO[str] | None = None
         self._stop = threading.Event()
         self._failure: str | None = None
         self._watch = threading.Thread(target=self._look_after, daemon=True)
         logs = home.path / "logs"
         self._children = [
-            _Child("SuperLink", _superlink(home), logs / "superlink.log"),
-            _Child("SuperExec", _superexec(home), logs / "superexec.log"),
+            _Child("SuperLink", _superlink(home), _link_environment(home), logs / "superlink.log"),
+            _Child(
+                "SuperExec",
+                _superexec(home),
+                _exec_environment(home, others),
+                logs / "superexec.log",
+            ),
         ]
 
     def __enter__(self) -> Supervisor:
@@ -97,11 +147,17 @@ class Supervisor:
                 f"the SuperLink of {self._home.organization} is up already: use it, or stop it"
             ) from None
         try:
+            self._lock.truncate(0)
+            self._lock.write(f"{self._kind}\n")
+            self._lock.flush()
             self._refuse_to_start()
             (self._home.path / "logs").mkdir(mode=0o700, exist_ok=True)
+            _write_program(self._home)
             for child in self._children:
                 self._start(child)
-            self._await()
+            link = self._children[0]
+            if not _await(lambda: self._listens() or not _lives(link)) or not self._listens():
+                raise RunFailed(f"the SuperLink does not come up: {_last_words(link.log)}")
             self._watch.start()
         except BaseException:
             self.__exit__()
@@ -128,12 +184,21 @@ class Supervisor:
         """Until one of them will not stay up: RunFailed with its last words."""
         while not self._stop.wait(_LOOK_S):
             pass
+        self.check()
+
+    def check(self) -> None:
+        """RunFailed if one of them would not stay up."""
         if self._failure:
             raise RunFailed(self._failure)
 
+    def _listens(self) -> bool:
+        home = self._home
+        return listening(home.http_port) and listening(home.fleet_port, home.bind)
+
     def _refuse_to_start(self) -> None:
-        for port in (self._home.fleet_port, self._home.http_port):
-            if listening(port):
+        home = self._home
+        for port, host in ((home.fleet_port, home.bind), (home.http_port, LOOPBACK)):
+            if listening(port, host):
                 raise ConfigError(
                     f"port {port} is in use on this machine: stop what uses it, or change "
                     f"{self._home.config}"
@@ -151,22 +216,13 @@ class Supervisor:
             os.replace(child.log, child.log.with_suffix(".log.1"))
         with open(child.log, "ab", opener=_private) as log:
             child.process = subprocess.Popen(
-                [sys.executable, "-m", "fedipfs.server.engine.leash", *child.command],
+                [*_LEASH, str(os.getpid()), *child.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(self._home),
+                env=child.environment,
                 start_new_session=True,  # Ctrl-C is for this process, which stops them in order
             )
-
-    def _await(self) -> None:
-        deadline = time.monotonic() + _START_S
-        link = self._children[0]
-        while not (listening(self._home.http_port) and listening(self._home.fleet_port)):
-            assert link.process is not None
-            if link.process.poll() is not None or time.monotonic() > deadline:
-                raise RunFailed(f"the SuperLink does not come up: {_last_words(link.log)}")
-            time.sleep(_LOOK_S)
 
     def _look_after(self) -> None:
         while not self._stop.wait(_LOOK_S):
@@ -183,7 +239,11 @@ class Supervisor:
                 self._start(child)
 
 
-def environment(home: Home) -> dict[str, str]:
+def _lives(child: _Child) -> bool:
+    return child.process is not None and child.process.poll() is None
+
+
+def _environment(home: Home) -> dict[str, str]:
     """What Flower's processes on the coordinator's machine have in their environment."""
     own = {
         "FEDIPFS_HOME": str(home.path.absolute()),
@@ -193,10 +253,35 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "NO_PROXY": LOOPBACK,
         "no_proxy": LOOPBACK,
-        # Flower starts its programs by their names.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     return {**os.environ, **own}
+
+
+def _link_environment(home: Home) -> dict[str, str]:
+    found = _environment(home)
+    found.pop(PASSPHRASE, None)  # the keys are none of the SuperLink's
+    return found
+
+
+def _exec_environment(home: Home, others: bool) -> dict[str, str]:
+    """That of the SuperExec, which starts Flower's programs by their names: only ours is found."""
+    found = _environment(home)
+    found[serverapp.PATH], found["PATH"] = found.get("PATH", ""), str(_programs(home))
+    found[serverapp.OTHERS] = "1" if others else ""
+    return found
+
+
+def _programs(home: Home) -> Path:
+    return (home.flower / "bin").absolute()
+
+
+def _write_program(home: Home) -> None:
+    """What the SuperExec finds under the name of Flower's ServerApp program."""
+    folder = _programs(home)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    module = "fedipfs.server.engine.serverapp"
+    text = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n'
+    files.write_whole(folder / "flwr-serverapp", text, 0o700)
 
 
 def _superlink(home: Home) -> list[str]:
@@ -229,7 +314,7 @@ def _program(name: str) -> str:
 
 
 def _lock_file(home: Home) -> IO[str]:
-    return open(home.path / "superlink.lock", "a", opener=_private)
+    return open(home.path / "superlink.lock", "a+", opener=_private)
 
 
 def _private(path: str, flags: int) -> int:
