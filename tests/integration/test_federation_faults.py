@@ -94,6 +94,15 @@ def _held(federation: Federation, *names: str, after: int = 1) -> list[Hold]:
     return holds
 
 
+def _reached(command: Background, *holds: Hold) -> None:
+    """Wait until a run's sites are held."""
+    deadline = time.monotonic() + PROMPT_S
+    while not all(hold.reached for hold in holds):
+        assert command.process.poll() is None, command.text
+        assert time.monotonic() < deadline, f"they are not held: {command.text}"
+        time.sleep(0.02)
+
+
 def _lines(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -165,8 +174,7 @@ def _interrupted_in_round_2(
     _wait_online(federation, PROMPT_S)
     holds = _held(federation, *HOSPITALS)
     command = federation.begin(ROUNDS, *words)
-    for hold in holds:
-        hold.reached(PROMPT_S)
+    _reached(command, *holds)
     strike(command)
     for hold in holds:
         hold.end()
@@ -190,14 +198,14 @@ def _without_c_in_round_2(
     (c,) = _held(federation, C)
     (a,) = _held(federation, A, after=2)
     command = federation.begin(ROUNDS, *words)
-    c.reached(PROMPT_S)
+    _reached(command, c)
     began = time.monotonic()
     strike()
     if answers:
         c.end()
     said = command.expect(f"round 2/{ROUNDS}", round_s)
     print(f"{time.monotonic() - began:.1f} s after the fault: {said.strip()}")
-    a.reached(PROMPT_S)
+    _reached(command, a)
     c.end()
     mend()
     print(f"connected: after {_wait_online(federation, 120):.1f} s")
@@ -332,32 +340,6 @@ def test_a_partner_is_cut_off_for_a_minute(federation: Federation) -> None:
     assert "unavailable" in _why(run, 2)[C].lower()
 
 
-def test_flwr_run_from_the_app_folder(federation: Federation, undisturbed: str) -> None:
-    """As in docs/partners.md."""
-    hub = federation.coordinator
-    federation.command(hub, "fedipfs-server", "app", "app")
-    connections = Path(hub.environment["FLWR_HOME"]) / "config.toml"
-    address, ca = f"127.0.0.1:{federation.http_port}", hub.home / "ca.pem"
-    with connections.open("a") as file:
-        file.write(f'\n[superlink.hub]\naddress = "{address}"\nroot-certificates = "{ca}"\n')
-    words = [*SETTINGS, f"rounds={ROUNDS}", "run_id=by-flwr", *federation._stored()]
-    setting = " ".join(words)
-    done = subprocess.run(
-        [Path(sys.executable).with_name("flwr"), "run", "app", "hub", "--stream"]
-        + ["-c", f'settings="{setting}"'],
-        env=hub.environment,
-        cwd=hub.folder,
-        capture_output=True,
-        text=True,
-        timeout=PROMPT_S,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    run = Run(hub.folder / "runs" / "by-flwr", done.stdout)
-    assert _ok(run) == [3] * ROUNDS
-    assert federation.cid(run) == undisturbed
-
-
 def test_the_superlink_that_is_up_is_used_and_else_refused_or_started(
     federation: Federation, undisturbed: str
 ) -> None:
@@ -365,7 +347,7 @@ def test_the_superlink_that_is_up_is_used_and_else_refused_or_started(
     federation.run(1, "engine.superlink=running")
     federation.running[COORDINATOR].stop()
     refused = federation.begin(1, "engine.superlink=running").finish(PROMPT_S, codes=(2,))
-    assert "no SuperLink of university runs on this machine: start it with" in refused
+    assert "no SuperLink of university is up on this machine: start it with" in refused
     began = time.monotonic()
     run = federation.run(ROUNDS)
     print(f"with a SuperLink of its own: {time.monotonic() - began:.1f} s")
@@ -373,6 +355,41 @@ def test_the_superlink_that_is_up_is_used_and_else_refused_or_started(
     assert _ok(run) == [3] * ROUNDS
     _check(federation, run)
     assert federation.cid(run) == undisturbed
+
+
+def test_flwr_run_from_the_app_folder(federation: Federation, undisturbed: str) -> None:
+    """As in docs/partners.md: refused, unless the coordinator said that it is to be done."""
+    hub = federation.coordinator
+    federation.command(hub, "fedipfs-server", "app", "app")
+    connections = Path(hub.environment["FLWR_HOME"]) / "config.toml"
+    address, ca = f"127.0.0.1:{federation.http_port}", hub.home / "ca.pem"
+    with connections.open("a") as file:
+        file.write(f'\n[superlink.hub]\naddress = "{address}"\nroot-certificates = "{ca}"\n')
+    settings = " ".join([*SETTINGS, f"rounds={ROUNDS}", "run_id=by-flwr", *federation._stored()])
+    words = ["flwr", "run", "app", "hub", "--stream", "-c", f'settings="{settings}"']
+    assert "fedipfs-server up --flwr-run" in _flwr(hub, words)
+    federation.running[COORDINATOR].stop()
+    federation.start_coordinator("--flwr-run")
+    run = Run(hub.folder / "runs" / "by-flwr", _flwr(hub, words))
+    print(run.text)
+    assert _ok(run) == [3] * ROUNDS
+    _check(federation, run)
+    assert federation.cid(run) == undisturbed
+
+
+def _flwr(hub: Party, words: list[str]) -> str:
+    """What a command of Flower's prints."""
+    program = Path(sys.executable).with_name(words[0])
+    done = subprocess.run(
+        [program, *words[1:]],
+        env=hub.environment,
+        cwd=hub.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PROMPT_S,
+    )
+    return done.stdout
 
 
 def test_what_sites_do_not_permit_is_refused(federation: Federation) -> None:
@@ -392,8 +409,7 @@ def test_who_is_removed_during_a_run_is_asked_no_more(federation: Federation) ->
     _wait_online(federation, PROMPT_S)
     a, c = _held(federation, A, C)
     command = federation.begin(ROUNDS, "engine.timeout_s=40")
-    a.reached(PROMPT_S)
-    c.reached(PROMPT_S)
+    _reached(command, a, c)
     began = time.monotonic()
     said = federation.command(federation.coordinator, *["fedipfs-server", "remove", "--yes"], C)
     assert "its keys are revoked" in said or "keys are revoked" in said

@@ -101,6 +101,9 @@ def test_a_corrupt_store_is_named_and_nothing_is_lost(tmp_path):
     head = (tmp_path / "runs/one/head").read_text().strip()
     (block,) = (tmp_path / "runs/store/blocks").rglob(f"*{head[1:]}*")
     block.write_bytes(block.read_bytes()[:-1] + b"?")
+    other = command("resume=one", "rounds=3", "engine=deploy", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "other clients than it began with (engine=" in other.stderr
     done = command("resume=one", "rounds=3", cwd=tmp_path)
     assert done.returncode == 2
     assert head in done.stderr

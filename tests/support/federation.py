@@ -391,9 +391,9 @@ class Federation:
         for name in self.sites:
             self.running[name].expect("connected to", READY_S)
 
-    def start_coordinator(self) -> Background:
+    def start_coordinator(self, *words: str) -> Background:
         """`fedipfs-server up`, until it is."""
-        up = self.background(self.coordinator, "fedipfs-server", "up")
+        up = self.background(self.coordinator, "fedipfs-server", "up", *words)
         self.running[COORDINATOR] = up
         self._say("  " + up.expect("up: ", UP_S))
         return up
