@@ -19,6 +19,7 @@
     │   ├── JoinError                 a join or federation file, or members.json: not one, damaged
     │   ├── ActivityError             a site's activity log or replay positions: unusable
     │   │   └── ActivityTampered      a line of the log was changed, moved or taken out
+    │   ├── NodeUnusable              a site's process: what it needs is wrong, or it is refused
     │   ├── JournalError              a secure-aggregation journal: unreadable, altered, not ours
     │   └── LedgerError               a privacy ledger: missing, unreadable, in use, or altered
     │       └── LedgerTampered        its chain is broken, or its end is missing
@@ -68,7 +69,7 @@
     ├── BadUpdate                     3: one client's update cannot be used; names client and reason
     ├── RunFailed                     3: too few clients succeeded, ...
     │   └── Diverged                  the loss or the weights left all bounds
-    ├── NodeFailed                    3: a site's process does not stay up, or is refused
+    ├── NodeFailed                    3: a site's process does not stay up
     └── RunInterrupted                130: stopped by the user; resumable
 
 Messages are one line: what, where, what to do.
@@ -162,6 +163,13 @@ class ActivityError(UserError):
 
 class ActivityTampered(ActivityError):
     """An activity log in which a line was changed, moved or taken out."""
+
+
+class NodeUnusable(UserError):
+    """A site's process that cannot work before a person puts something right.
+
+    Its data or keys are not right, or its SuperNode is refused by the SuperLink, or refuses it.
+    """
 
 
 class JournalError(UserError):
@@ -388,7 +396,7 @@ class Diverged(RunFailed):
 
 
 class NodeFailed(FedIPFSError):
-    """A process of a site that does not stay up, or a SuperNode that is refused."""
+    """A process of a site that does not stay up."""
 
     exit_code = 3
 

@@ -5,12 +5,13 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +148,9 @@ def check(overrides: tuple[str, ...], config: Path | None) -> None:
     """Show what training would see of the data; nothing leaves."""
     from fedipfs.clients import checking
 
-    click.echo(str(checking.check(_site(config, overrides))))
+    site = _site(config, overrides)
+    with _in_its_folder(site):
+        click.echo(str(checking.check(site)))
 
 
 @app.command()
@@ -165,7 +168,9 @@ def run(overrides: tuple[str, ...], config: Path | None) -> None:
     secret = None
     if Identity.is_encrypted(site.home.identity) and "FEDIPFS_PASSPHRASE" not in os.environ:
         secret = _passphrase().decode() if sys.stdin.isatty() else None
-    run_site(site, _say, words=_words(overrides, config), passphrase=secret)
+    words = _words(overrides, config)
+    with _in_its_folder(site):
+        run_site(site, _say, words=words, passphrase=secret)
 
 
 @app.command()
@@ -177,7 +182,9 @@ def node(overrides: tuple[str, ...], config: Path | None) -> None:
     from fedipfs.clients.running import run_node
 
     stop_on_signals()
-    run_node(_site(config, overrides), _say, words=_words(overrides, config))
+    site, words = _site(config, overrides), _words(overrides, config)
+    with _in_its_folder(site):
+        run_node(site, _say, words=words)
 
 
 @app.command()
@@ -193,7 +200,8 @@ def worker(overrides: tuple[str, ...], config: Path | None) -> None:
     _checked(site)
     from fedipfs.clients.resident import serve  # it takes torch along
 
-    serve(site)
+    with _in_its_folder(site):
+        serve(site)
 
 
 @app.command()
@@ -208,8 +216,7 @@ def log(verify: bool) -> None:
         click.echo(f"{path}: {activity.verify(path)} lines, all as they were written")
         return
     for entry in activity.entries(path):
-        fields = " ".join(f"{name}={value}" for name, value in entry.fields.items())
-        click.echo(f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {entry.event} {fields}")
+        click.echo(f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {entry.event} {entry.told()}")
 
 
 @app.command(hidden=True)
@@ -244,6 +251,24 @@ def stub(overrides: tuple[str, ...], config: Path | None, port: int) -> None:
 def _checked(site: SiteFile) -> None:
     """Raise what is wrong with a site's configuration before anything is started."""
     _ = site.data, site.policy, site.federation()
+
+
+@contextlib.contextmanager
+def _in_its_folder(site: SiteFile) -> Iterator[None]:
+    """Work where site.yaml is, wherever one was: there begin the names of tasks' files.
+
+    What the environment names is still what it was, for children too.
+    """
+    if os.environ.get(VARIABLE):
+        os.environ[VARIABLE] = str(site.home.path)
+    for name in ("FEDIPFS_LEDGER", "FEDIPFS_DATA"):
+        if found := os.environ.get(name):
+            os.environ[name] = os.path.abspath(found)
+    if found := os.environ.get("PYTHONPATH"):
+        paths = [os.path.abspath(each) for each in found.split(os.pathsep) if each]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    with contextlib.chdir(site.path.parent):
+        yield
 
 
 def _words(overrides: Sequence[str], config: Path | None) -> list[str]:

@@ -33,6 +33,7 @@ from fedipfs.errors import ActivityError, ActivityTampered, one_line
 EVENTS = (
     "started",
     "stopped",
+    "began",
     "trained",
     "evaluated",
     "answered",
@@ -41,7 +42,7 @@ EVENTS = (
     "failed",
 )
 MAX_VALUE = 300  # characters
-_SYNCED = ("trained", "evaluated", "refused")
+_SYNCED = ("began", "trained", "evaluated", "refused")
 _START = "0" * 16
 _TAIL = 1 << 16  # bytes: more than any line has
 _PLAIN = re.compile(r"[A-Za-z0-9._:/+@%,-]+")
@@ -59,6 +60,10 @@ class Entry(NamedTuple):
     time: datetime
     event: str
     fields: dict[str, str]
+
+    def told(self) -> str:
+        """The fields as they are in the file, where none can look like several."""
+        return " ".join(_field(name, value) for name, value in self.fields.items())
 
 
 class Activity:

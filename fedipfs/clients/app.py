@@ -54,11 +54,13 @@ from fedipfs.exchange import (
     stored_cid,
     to_torch,
 )
+from fedipfs.exchange.mod import answering
 from fedipfs.ipld import CID
 from fedipfs.privacy.fingerprint import digests, fingerprint
 
 if TYPE_CHECKING:
     from fedipfs.privacy.rdp import Event
+    from fedipfs.trust import PublicIdentity
 
 app = ClientApp(mods=[gate_mod, cid_mod])
 
@@ -236,6 +238,17 @@ def use_data(dataset: Dataset) -> None:
     _own[:] = [dataset]
 
 
+def count_examples(run_config: str | None, context: Context) -> tuple[int, int]:
+    """How many examples a run trains on here, and how many it holds out; see Gate.
+
+    `run_config` is the CID of its configuration; None: how many the site's own data have.
+    """
+    if run_config is None:
+        (dataset,) = _own
+        return len(dataset.train), len(dataset.test)
+    return _open_site(_opened(run_config, context)).counts(context)
+
+
 class Site(NamedTuple):
     """What a client keeps between messages of one run."""
 
@@ -254,7 +267,9 @@ class Site(NamedTuple):
         if (ensemble := _ask(message).get("ensemble")) is not None:
             if _patterns(_ask(message)):
                 raise ConfigError("an ensemble has no personal layers; ask for one or the other")
-            return task, _ensemble(str(ensemble), target, self.allowed)
+            asked = answering()
+            sender = asked.sender if asked else None
+            return task, _ensemble(str(ensemble), target, self.allowed, sender)
         arrays = message.content["arrays"]
         assert isinstance(arrays, ArrayRecord)
         if given or gate_in_use():
@@ -312,23 +327,34 @@ class Site(NamedTuple):
 
     def examples(self, context: Context) -> tuple[Examples, Examples]:
         """This client's training and held-out examples."""
-        indices = self.parts[self.place(context)]
-        share = self.config["data"]["validation"] or 0.0
-        if not 0 <= share <= _MOST_HELD_OUT:
-            raise ConfigError(f"data.validation={share!r:.40} must be from 0 to {_MOST_HELD_OUT}")
-        if self.opened.own and len(self.dataset.test) and not self.is_private:
+        if (split := self._split(context)) is None:
             return self.dataset.train, self.dataset.test
-        if self.is_private and share:
-            # By the record alone: one more or less shall not move others from side to side.
-            held_out = _held_out(self.opened, self.place(context), share)
-            train, test = indices[~held_out], indices[held_out]
-        else:
-            train, test = np.split(indices, [len(indices) - round(len(indices) * share)])
+        train, test = split
         training = _take(self.dataset.train, train)
         if context.node_config.get("label-flip"):  # the site's own wish: a simulated attacker
             classes = int(self.dataset.train.targets.max()) + 1
             training = Examples(training.inputs, classes - 1 - training.targets)
         return training, _take(self.dataset.train, test)
+
+    def counts(self, context: Context) -> tuple[int, int]:
+        """How many examples there are of each."""
+        train, test = self._split(context) or (self.dataset.train, self.dataset.test)
+        return len(train), len(test)
+
+    def _split(self, context: Context) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which of the examples are trained on and which held out; None for the site's own sets."""
+        indices = self.parts[self.place(context)]
+        share = self.config["data"]["validation"] or 0.0
+        if not 0 <= share <= _MOST_HELD_OUT:
+            raise ConfigError(f"data.validation={share!r:.40} must be from 0 to {_MOST_HELD_OUT}")
+        if self.opened.own and len(self.dataset.test) and not self.is_private:
+            return None
+        if self.is_private and share:
+            # By the record alone: one more or less shall not move others from side to side.
+            held_out = _held_out(self.opened, self.place(context), share)
+            return indices[~held_out], indices[held_out]
+        train, test = np.split(indices, [len(indices) - round(len(indices) * share)])
+        return train, test
 
     def measure(
         self,
@@ -384,19 +410,23 @@ def _control(message: Message, model: torch.nn.Module, context: Context) -> Cont
     return Control(model, came, context.state, taken=taken)
 
 
-def _site(message: Message, context: Context) -> Site:
+def _opened(run_config: str, context: Context) -> Opened:
     node = context.node_config
     own = bool(node.get("own-data"))
-    opened = Opened(
-        str(_ask(message)["run-config"]),
+    return Opened(
+        run_config,
         int(node["num-partitions"]),
         str(node.get("data-root") or ""),
         str(node.get("allowed-targets" if own else "allowed-tasks") or ""),
         str(node.get("device") or ""),
         own,
     )
+
+
+def _site(message: Message, context: Context) -> Site:
+    opened = _opened(str(_ask(message)["run-config"]), context)
     site = _open_site(opened)
-    if own:  # elsewhere the worker does it, which knows the run's seed
+    if opened.own:  # elsewhere the worker does it, which knows the run's seed
         seed_everything(site.config["seed"], context.node_id, message)
     return site
 
@@ -455,8 +485,11 @@ def _own_site(
 
 
 @lru_cache(maxsize=1)  # all clients of a round evaluate the same
-def _ensemble(cid: str, target: str, allowed: tuple[str, ...]) -> torch.nn.Module:
-    return load_model(cid, default_vault("participant"), task=target, allowed=allowed)
+def _ensemble(
+    cid: str, target: str, allowed: tuple[str, ...], sender: PublicIdentity | None
+) -> torch.nn.Module:
+    vault = default_vault("participant")
+    return load_model(cid, vault, task=target, allowed=allowed, sender=sender)
 
 
 @lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BATCH = 32
 _SHOWN = 20  # columns, and classes
 _MOST_LABELS = 100_000
+_LARGE = 2**24  # from here on float32 leaves whole numbers out
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def _warnings(source: Source, reading: Reading, names: Sequence[str]) -> Sequenc
         flat = [names[int(i)] for i in np.flatnonzero(np.ptp(train.inputs, axis=0) == 0)]
         if flat:
             found.append(f"the same in all examples to train on: {listed(flat)}")
+    if large := _large(reading, names or (str(source.inputs),)):
+        found.append(
+            f"whole numbers of {_LARGE:,} and more, which float32 does not tell apart: "
+            f"{listed(large)}"
+        )
     if source.format == "images" and source.classes is None:
         found.append(
             "classes are numbered by the folders that this site has; give data.classes so that all "
@@ -177,6 +183,18 @@ def _warnings(source: Source, reading: Reading, names: Sequence[str]) -> Sequenc
     if reading.unassigned:
         found.append(f"{reading.unassigned:,} rows are in no part of data.split, and not used")
     return found
+
+
+def _large(reading: Reading, names: Sequence[str]) -> Sequence[str]:
+    """The inputs whose values are all whole, and some too large for float32 to hold each."""
+    found = set()
+    for side in _sides(reading):
+        arrays = side.inputs.T if len(names) > 1 else [side.inputs]
+        for name, array in zip(names, arrays, strict=True):
+            most = max(-float(array.min()), float(array.max())) if array.size else 0
+            if most >= _LARGE and (np.floor(array) == array).all():
+                found.add(name)
+    return [name for name in names if name in found]
 
 
 def _label(reading: Reading, number: int) -> str:

@@ -45,6 +45,22 @@ def on_leash(end: int = signal.SIGKILL) -> None:
     parent = os.environ.pop(LEASH, None)  # not for what this process starts itself
     if parent is None or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, end)
+    sent = end if end == signal.SIGKILL else _once(end)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, sent)
     if os.getppid() != int(parent):  # it ended meanwhile
         os._exit(1)
+
+
+def _once(end: int) -> int:
+    """A signal that sends `end` to this process, the first time that it comes.
+
+    Linux tells a child of each thread of its parent that ends, and who is asked to end a second
+    time may do so at once.
+    """
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_IGN)
+        os.kill(os.getpid(), end)
+
+    signal.signal(signal.SIGUSR1, pass_on)
+    return signal.SIGUSR1

@@ -7,9 +7,11 @@ names is fetched, but for the head of its model's file and the run's configurati
 2. refuses it if it came before (replay.py), and notes it if it did not, whatever follows;
 3. applies the policy (policy.py);
 
-and after the answer, or the refusal, it adds a line to the activity log (activity.py). If that
-cannot be written, nothing is answered. So every message that is signed for this site is worked on
-once at most, and every answer that leaves is in the log.
+and before it trains, and after the answer or the refusal, it adds a line to the activity log
+(activity.py). If that cannot be written, nothing is answered: nobody gets the CID of what was made,
+although its blocks may be in the store by then, sealed. So every message that is signed for this
+site is worked on once at most, every training is in the log even if it ends the worker, and so is
+every answer that leaves.
 
 What a message asks for follows from its type: `train` and `train.secagg` train; `query.secagg` of
 the stage `advertise` begins to, and of others goes on; `evaluate`, `query.capabilities` (an offer)
@@ -19,7 +21,8 @@ policy.py; what they look at comes from
 - the run's configuration, whose CID the message holds: the task, and the level of privacy;
 - the record "config": how many are asked, or, under secure aggregation, its session, which all of
   the cohort sign. A coordinator that sums in the open can lie about it;
-- the head of the files of models that come, which says how many parameters they have.
+- the head of the files of models that come, which says how many parameters they have;
+- the site's own data, as the run's configuration has them split.
 
 Without a gate (`use_gate`), as for the clients of a run on one machine, everything passes.
 """
@@ -46,10 +49,19 @@ from fedipfs.errors import (
     FedIPFSError,
     PolicyRefused,
     SignatureMissing,
+    SignatureWrong,
     Withheld,
     one_line,
 )
-from fedipfs.exchange import StoredArrays, Vault, default_vault, get_ensemble, signing, stages
+from fedipfs.exchange import (
+    Stamp,
+    StoredArrays,
+    Vault,
+    default_vault,
+    get_ensemble,
+    signing,
+    stages,
+)
 from fedipfs.exchange.heart import check_small
 from fedipfs.exchange.mod import PREFETCH
 from fedipfs.ipld import CID, unixfs
@@ -59,6 +71,8 @@ from fedipfs.trust import Member, envelope
 log = logging.getLogger(__name__)
 
 CallNext = Callable[[Message, Context], Message]
+Count = Callable[[str | None, Context], tuple[int, int]]
+Keep = Callable[[str, str, int, RecordDict], None]
 
 _WORK = {
     "train": Work.TRAIN,
@@ -68,7 +82,14 @@ _WORK = {
     "query.capabilities": Work.OFFER,
     PREFETCH: Work.FETCH,
 }
+_ARRAYS = {  # the keys of array records that may come
+    "train": {"arrays", "control"},
+    stages.TRAIN: {"arrays"},
+    "evaluate": {"arrays"},
+    PREFETCH: {"arrays"},
+}
 _EVENT = {Work.TRAIN: "trained", Work.EVALUATE: "evaluated", Work.FETCH: "prefetched"}
+_BEGAN = "began"
 _FIRST = "advertise"  # the stage with which secure aggregation begins
 _PRIVATE, _PRIVATE_IN_SUMS = "dp_sgd", "distributed"
 _chosen: list[Gate] = []
@@ -95,16 +116,20 @@ def _local() -> datetime:
 
 
 class _Terms(NamedTuple):
-    """What counts of a run's configuration."""
+    """What counts of a run's configuration; `reach`: how many examples its steps can see."""
 
     task: str
     privacy: str
+    reach: int | None
 
 
 class Gate:
     """Lets through what `policy` allows, once, and notes it in `activity`.
 
-    `examples` gives how many examples there are here to train on; `now` the local time, aware.
+    `examples` gives how many examples a run trains on here and how many it holds out, by the CID
+    of its configuration; where that is not known, None, how many there are. `keep` takes what a
+    message to train leaves in the context's state, with its coordinator, run and round, before
+    the answer is noted; `now` is the local time, aware.
     """
 
     def __init__(
@@ -113,20 +138,17 @@ class Gate:
         activity: Activity,
         positions: Positions,
         *,
-        examples: Callable[[], int],
+        examples: Count,
+        keep: Keep = lambda by, run, number, state: None,
         now: Callable[[], datetime] = _local,
     ) -> None:
         self.policy = policy
         self._activity, self._positions = activity, positions
-        self._examples, self._now = examples, now
+        self._examples, self._keep, self._now = examples, keep, now
+        self._problems = 0  # that were noted
         self._terms: tuple[str, _Terms] | None = None  # of the run that was asked for last
         # Of a process that was here before: to begin it anew gives no further rounds.
-        trained = [
-            entry.time
-            for entry in activity.recent()
-            if entry.event == "trained"
-            or (entry.event == "failed" and entry.fields.get("kind", "").startswith("train"))
-        ]
+        trained = [entry.time for entry in activity.recent() if entry.event == _BEGAN]
         self._trained: deque[datetime] = deque(trained, maxlen=policy.rounds_per_hour or 1)
 
     def answer(self, message: Message, context: Context, call_next: CallNext) -> Message:
@@ -134,21 +156,39 @@ class Gate:
         began, told = time.monotonic(), dict[str, Value]()
         kind = message.metadata.message_type
         try:
-            work = self._admit(message, context, told)
+            work, stamp = self._admit(message, context, told)
             reply = call_next(message, context)
             if reply.has_error():
                 told["reason"] = reply.error.reason
                 self._note("failed", kind=kind, **told)
                 return reply
+            if work is Work.TRAIN:
+                self._keep(str(told["coordinator"]), stamp.run, stamp.round, context.state)
         except Exception as problem:
-            self._note_problem(problem, kind, told)
+            self._note_problem(problem, {"kind": kind, **told})
             raise
         told["seconds"] = round(time.monotonic() - began, 1)
         told |= _answered(reply.content)
         self._note(_EVENT.get(work, "answered"), kind=kind, **told)
         return reply
 
-    def _admit(self, message: Message, context: Context, told: dict[str, Value]) -> Work:
+    @contextmanager
+    def noting(self) -> Iterator[dict[str, Value]]:
+        """Note also what fails around `answer`: what cannot be read, or is of no known type.
+
+        What is known of the message goes into what this gives.
+        """
+        told, before = dict[str, Value](), self._problems
+        try:
+            yield told
+        except Exception as problem:
+            if self._problems == before:
+                self._note_problem(problem, told)
+            raise
+
+    def _admit(
+        self, message: Message, context: Context, told: dict[str, Value]
+    ) -> tuple[Work, Stamp]:
         """What is asked for, if that is permitted; what is known of it is put into `told`."""
         content, kind = message.content, message.metadata.message_type
         check_small(content)
@@ -164,20 +204,28 @@ class Gate:
         by, attempt = member.identity.organization, signing.attempt_of(content)
         told |= {"coordinator": by, "run": stamp.run, "round": stamp.round}
         told["attempt"] = attempt or None
+        _check_round(content, stamp)
         self.policy.check_coordinator(by)
         if kind not in _WORK:
             raise PolicyRefused(f"policy: {one_line(kind, 40)} is nothing that this site is for")
         with _discreet():
             self._positions.take(by, stamp, attempt)
-        asked = self._asked(_WORK[kind], vault, message, member, told)
+        begun = {"kind": kind, **told}
+        asked = self._asked(_WORK[kind], vault, message, context, member, told)
         self.policy.check(asked)
         if asked.work is Work.TRAIN:
-            told["examples"] = asked.examples
+            self._note(_BEGAN, **begun)
             self._trained.append(asked.now)
-        return asked.work
+        return asked.work, stamp
 
     def _asked(
-        self, work: Work, vault: Vault, message: Message, member: Member, told: dict[str, Value]
+        self,
+        work: Work,
+        vault: Vault,
+        message: Message,
+        context: Context,
+        member: Member,
+        told: dict[str, Value],
     ) -> Asked:
         ask = message.content.get("config")
         ask = ask if isinstance(ask, ConfigRecord) else ConfigRecord()
@@ -198,13 +246,26 @@ class Gate:
         told["cohort"] = cohort if type(cohort) is int else None
         told["masked"] = masked or None
         levels = (_PRIVATE, _PRIVATE_IN_SUMS) if masked else (_PRIVATE,)
+        parameters = self._parameters(vault, message, ask, member, told)
+        examples = held_out = 0
+        measures = work is Work.EVALUATE or (learns and bool(ask.get("report")))
+        if learns or measures:
+            if terms is not None:
+                self.policy.check_task(terms.task)  # before anything follows from it
+            named = None if terms is None else str(ask["run-config"])
+            examples, held_out = self._examples(named, context)
+            told["examples"] = examples if work is Work.TRAIN else None
+            # DP-SGD draws its batches otherwise, and has its noise; a gradient is on all examples.
+            if terms and terms.privacy != _PRIVATE and ask.get("answer") != "gradient":
+                examples = examples if terms.reach is None else min(examples, terms.reach)
         return Asked(
             work=work,
             coordinator=member.identity.organization,
             task=terms and terms.task,
-            parameters=self._parameters(vault, message.content, ask, member, told),
+            parameters=parameters,
             cohort=cohort if type(cohort) is int else None,
-            examples=self._examples() if learns else 0,
+            examples=examples,
+            held_out=held_out if measures else None,
             private=terms is not None and terms.privacy in levels,
             masked=masked,
             now=self._now(),
@@ -217,7 +278,7 @@ class Gate:
             found = vault.get_record(CID.parse(str(named)))
             match found:
                 case {"task": {"target": str(target)}, "privacy": {"name": str(level)}}:
-                    self._terms = (str(named), _Terms(target, level))
+                    self._terms = (str(named), _Terms(target, level, _reach(found.get("train"))))
                 case _:
                     raise BadMessage(f"{named!s:.80} is not the configuration of a run")
         return self._terms[1]
@@ -225,20 +286,29 @@ class Gate:
     def _parameters(
         self,
         vault: Vault,
-        content: RecordDict,
+        message: Message,
         ask: ConfigRecord,
         member: Member,
         told: dict[str, Value],
     ) -> int:
-        """Values of the largest array record that came, or of all members of an ensemble."""
-        references = content.get(signing.KEY)
+        """Values of the model that came, or of all members of an ensemble.
+
+        Beside a model there may be a control variate, which is no larger.
+        """
+        references = message.content.get(signing.KEY)
         cids = {
-            field: CID.parse(str(text))
+            field.removeprefix("cid:"): str(text)
             for field, text in (references.items() if isinstance(references, ConfigRecord) else ())
             if field.startswith("cid:")
         }
-        told["model"] = str(cids["cid:arrays"]) if "cid:arrays" in cids else None
-        found = [self._size(vault, cid, member) for cid in cids.values()]
+        kind = message.metadata.message_type
+        for key in sorted(cids.keys() - _ARRAYS.get(kind, set())):
+            raise PolicyRefused(f"policy: arrays {one_line(key, 40)!r} are nothing for {kind}")
+        told["model"] = one_line(cids["arrays"], 100) if "arrays" in cids else None
+        sizes = {key: self._size(vault, CID.parse(cid), member) for key, cid in cids.items()}
+        if sizes.get("control", 0) > sizes.get("arrays", 0):
+            raise PolicyRefused("policy: the control variate is larger than the model it is for")
+        found = [*sizes.values()]
         if (ensemble := ask.get("ensemble")) is not None:
             told["model"] = one_line(ensemble, 100)
             members, _ = get_ensemble(vault, CID.parse(str(ensemble)))
@@ -257,14 +327,15 @@ class Gate:
 
     # ---- the log
 
-    def _note_problem(self, problem: Exception, kind: str, told: dict[str, Value]) -> None:
+    def _note_problem(self, problem: Exception, told: dict[str, Value]) -> None:
         refused = isinstance(problem, FedIPFSError) and problem.exit_code == 3
         refused = refused and not isinstance(problem, BadUpdate | Withheld)
         rule, text = type(problem).__name__, str(problem)
         if isinstance(problem, PolicyRefused):
             rule, _, text = text.partition(": ")
         told["rule" if refused else "error"] = rule
-        self._note("refused" if refused else "failed", kind=kind, **told, reason=text)
+        self._note("refused" if refused else "failed", **told, reason=text)
+        self._problems += 1
 
     def _note(self, event: str, **told: Any) -> None:
         with _discreet():
@@ -282,6 +353,26 @@ def _discreet() -> Iterator[None]:
             "this site cannot write down what it is asked and does, so it does nothing; its own "
             "log says why"
         ) from error
+
+
+def _check_round(content: RecordDict, stamp: Stamp) -> None:
+    """Raise SignatureWrong for a message that is signed for another round than it says."""
+    for record in content.config_records.values():
+        if (said := record.get("server-round", stamp.round)) != stamp.round:
+            raise SignatureWrong(
+                f"the message was signed for round {stamp.round}, and says {one_line(said, 40)}"
+            )
+
+
+def _reach(train: object) -> int | None:
+    """How many examples `train`, a section of a configuration, can see; None for all there are.
+
+    What makes no sense there is said by those who train.
+    """
+    match train:
+        case {"steps": int(steps), "batch_size": int(size)} if steps > 0 and size > 0:
+            return steps * size
+    return None
 
 
 def _answered(content: RecordDict) -> dict[str, Value]:

@@ -120,7 +120,11 @@ class Stub:
         try:
             found = json.loads(self._home.claim.read_text())
             token, reply = str(found["token"]), message_from_bytes(b64decode(found["reply"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            return
+        except Exception as problem:  # whatever JSON and protobuf raise for a damaged one
+            log.warning("%s is damaged and dropped: %s", self._home.claim, one_line(problem))
+            self._home.claim.unlink(missing_ok=True)
             return
         node, run = reply.metadata.src_node_id, reply.metadata.run_id
         set_identity(run_id=run, node_id=node)
@@ -140,5 +144,5 @@ def _hand_in(client: flower_deploy.RuntimeHttpClient, reply: Message, context: C
     try:
         flower_deploy.push_reply(client, reply, context)
         flower_deploy.finish_task(client, problem)
-    except httpx.HTTPError as error:  # the run, or the SuperNode, has ended meanwhile
+    except Exception as error:  # as where it is fetched; the run, for one, has ended meanwhile
         log.warning("the reply cannot be handed in: %s", one_line(error))

@@ -10,7 +10,7 @@ coordinators       all
 tasks              to train, to evaluate, to say what the site offers
 max_parameters     to train, to evaluate, to fetch a model ahead of its round
 min_cohort         to train
-min_examples       to train
+min_examples       to train, to evaluate
 hours              to train, to evaluate, to fetch
 rounds_per_hour    to train
 secagg.required    to train, to evaluate
@@ -64,9 +64,10 @@ class Asked(NamedTuple):
 
     `task` is its target, None where the message names none; `parameters` are the values of the
     largest array record that came; `cohort` is how many are asked in the round, None where that is
-    not said; `examples` are those to train on here. `private`: what leaves is noised here, record
-    by record or as a part of a noised sum; `masked`: it leaves under masks. `now` is local time,
-    aware; `trained` are the times of recent messages to train.
+    not said; `examples` are those that are trained on here. `private`: what leaves is noised here,
+    record by record or as a part of a noised sum; `masked`: it leaves under masks. `now` is local
+    time, aware; `trained` are the times of recent messages to train; `held_out` are the examples
+    that are evaluated on, None where none are to be.
     """
 
     work: Work
@@ -79,6 +80,7 @@ class Asked(NamedTuple):
     masked: bool
     now: datetime
     trained: Sequence[datetime] = ()
+    held_out: int | None = None
 
 
 class Window(NamedTuple):
@@ -111,7 +113,7 @@ class Policy:
     tasks            targets that may be trained; nothing else is imported
     max_parameters   of a model that comes
     min_cohort       of clients asked in a round
-    min_examples     here, or nothing is trained
+    min_examples     to train on here, or nothing is trained; to evaluate on, if it is above 1
     coordinators     organizations; None: every coordinator in the trust list
     hours            of local time; empty: always
     rounds_per_hour  messages to train; None: any number
@@ -185,11 +187,17 @@ class Policy:
         work = asked.work
         if work is Work.STAGE:
             return
-        self._check_task(asked)
+        if asked.task is not None:
+            self.check_task(asked.task)
+        elif work in (Work.TRAIN, Work.EVALUATE, Work.OFFER):
+            _refuse("tasks", "the message names no task")
         if asked.parameters > self.max_parameters:
             self.refuse_size(f"{asked.parameters:,} parameters")
         if work in (Work.TRAIN, Work.BEGIN):
             self._check_round(asked)
+        # Where there are none at all, others say so.
+        if asked.held_out is not None and asked.held_out < self.min_examples > 1:
+            _refuse("min_examples", "this site has too few examples to evaluate on")
         if work in (Work.TRAIN, Work.EVALUATE):
             if self.requires_masks and not asked.masked:
                 _refuse(
@@ -209,18 +217,17 @@ class Policy:
                 does = "trains" if work is Work.BEGIN else work.value
                 _refuse("hours", f"this site {does} {times}, and it is {_clock(minute)}")
 
+    def check_task(self, target: str) -> None:
+        """Raises PolicyRefused for a task that is none of the site's."""
+        if target not in self.tasks:
+            _refuse("tasks", f"{one_line(target, 120)} is no task of this site")
+
     def refuse_size(self, what: str) -> NoReturn:
         """Refuse a model of `what`, which is too large."""
         _refuse(
             "max_parameters",
             f"a model of {what}, and this site takes at most {self.max_parameters:,} parameters",
         )
-
-    def _check_task(self, asked: Asked) -> None:
-        if asked.task is not None and asked.task not in self.tasks:
-            _refuse("tasks", f"{one_line(asked.task, 120)} is no task of this site")
-        if asked.task is None and asked.work in (Work.TRAIN, Work.EVALUATE, Work.OFFER):
-            _refuse("tasks", "the message names no task")
 
     def _check_round(self, asked: Asked) -> None:
         among = f"this site trains among at least {self.min_cohort}"
@@ -232,7 +239,8 @@ class Policy:
             _refuse("min_examples", "this site has too few examples to train on")
         if self.rounds_per_hour is not None:
             since = asked.now - timedelta(hours=1)
-            if sum(time > since for time in asked.trained) >= self.rounds_per_hour:
+            # Not those of a clock that was ahead, which would count for as long as it was.
+            if sum(since < time <= asked.now for time in asked.trained) >= self.rounds_per_hour:
                 times = f"{self.rounds_per_hour} times" if self.rounds_per_hour > 1 else "once"
                 _refuse("rounds_per_hour", f"this site trains at most {times} an hour")
 

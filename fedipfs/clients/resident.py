@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, Message
 
 from fedipfs.clients.activity import Activity
-from fedipfs.clients.app import app, use_data
+from fedipfs.clients.app import app, count_examples, use_data
 from fedipfs.clients.budget import open_ledger
 from fedipfs.clients.gate import Gate, use_gate
 from fedipfs.clients.home import alone
@@ -25,6 +25,7 @@ from fedipfs.clients.serving import Server
 from fedipfs.clients.site import SiteFile
 from fedipfs.errors import ConfigError
 from fedipfs.exchange import Vault, choose_seal, pack, stamp_of, unpack, use_store
+from fedipfs.exchange.signing import signer_of
 from fedipfs.flower_compat import (
     flower_logger,
     message_from_bytes,
@@ -77,35 +78,42 @@ class Worker:
             open_ledger(policy, site.home.ledger, own, data=self.dataset.name)
         self.activity = Activity(site.home.activity)
         positions = Positions(site.home.state / "positions")
-        use_gate(Gate(policy, self.activity, positions, examples=lambda: len(records)))
         # Its own files are no other side's choice: they may be larger than a model.
         self._memory = Memory(
             site.home.state / "memory.json", Vault(vault.store, party, seal), self.organization
         )
+        self._gate = Gate(
+            policy, self.activity, positions, examples=count_examples, keep=self._memory.save
+        )
+        use_gate(self._gate)
         self.node_config = _node_config(site, federation.number, len(federation.members))
 
     def answer(self, wire: bytes) -> bytes:
         """The reply to a Flower message, both in Flower's wire format. Raises what went wrong."""
-        message = message_from_bytes(wire)
+        with self._gate.noting() as told:
+            message = message_from_bytes(wire)
+            told["kind"] = message.metadata.message_type
+            return message_to_bytes(self._answer(message))
+
+    def _answer(self, message: Message) -> Message:
         run_id = message.metadata.run_id
         set_identity(run_id=run_id, node_id=message.metadata.dst_node_id)
         message.content = unpack(message.content)
         # What this says is not checked yet; if it is not so, nothing comes of it.
         stamp = stamp_of(message.content)
         run, number = (stamp.run, stamp.round) if stamp else ("", 0)
+        by = signer_of(message.content) or ""
         context = Context(
             run_id=run_id,
             node_id=self.node,
             node_config=dict(self.node_config),
-            state=self._memory.load(run, number),
+            state=self._memory.load(by, run, number),
             run_config={},
         )
         reply = app(message, context)
-        if message.metadata.message_type.partition(".")[0] == "train":
-            self._memory.save(run, number, context.state)
         if reply.has_content():
             reply.content = pack(reply.content)
-        return message_to_bytes(reply)
+        return reply
 
 
 def _node_config(site: SiteFile, number: int, members: int) -> Mapping[str, Any]:

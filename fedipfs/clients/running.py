@@ -31,9 +31,13 @@ def run_site(site: SiteFile, say: Say, *, words: Sequence[str], passphrase: str 
     """Keep worker, SuperNode and stub up until a signal raises something.
 
     `words` are the options that give the children the same site. Raises ConfigError, RunError
-    where the site runs already, and NodeFailed.
+    where the site, or its node, runs already, NodeFailed and NodeUnusable.
     """
-    with alone(site.home.state / "run.lock", "this site"), _activity(site.home, say):
+    with (
+        alone(site.home.state / "run.lock", "this site"),
+        _alone_as_node(site.home),
+        _activity(site.home, say),
+    ):
         secret = {} if passphrase is None else {PASSPHRASE: passphrase}
         worker = Child(
             "worker",
@@ -48,8 +52,12 @@ def run_site(site: SiteFile, say: Say, *, words: Sequence[str], passphrase: str 
 
 def run_node(site: SiteFile, say: Say, *, words: Sequence[str]) -> None:
     """Keep SuperNode and stub up, for a worker that runs by itself; else as `run_site`."""
-    with alone(site.home.flower / "node.lock", "its node"):
+    with _alone_as_node(site.home):
         Supervisor(site.home, _node(site, say, words), say).run()
+
+
+def _alone_as_node(home: Home) -> contextlib.AbstractContextManager[None]:
+    return alone(home.flower / "node.lock", "this site's node")
 
 
 def _node(site: SiteFile, say: Say, words: Sequence[str]) -> list[Child]:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedipfs.clients import wire
-from fedipfs.errors import ConfigError, FormatError, one_line
+from fedipfs.errors import ConfigError, FedIPFSError, FormatError, ParallelFailed, one_line
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class Server:
 
     def _handle(self, connection: socket.socket, request: bytes) -> None:
         with connection:
-            watchdog = threading.Timer(self._timeout_s, self._give_up, [connection])
+            first = threading.Lock()  # taken once, by who answers: this thread or the watchdog
+            watchdog = threading.Timer(self._timeout_s, self._give_up, [connection, first])
             watchdog.daemon = True
             watchdog.start()
             # Where what hangs does not even let Python's threads run, this one still does.
@@ -130,22 +131,24 @@ class Server:
             try:
                 header, body = {"kind": "answer"}, self._answer(request)
             except (Exception, SystemExit) as problem:  # what it runs may be anybody's task
-                log.info("%s: %s", type(problem).__name__, one_line(problem))
-                log.debug("", exc_info=True)
-                reason = one_line(f"{type(problem).__name__}: {problem}")
-                header, body = {"kind": "failure", "reason": reason}, b""
+                header, body = {"kind": "failure", "reason": _told(problem)}, b""
             finally:
                 watchdog.cancel()
                 faulthandler.cancel_dump_traceback_later()
+            if not first.acquire(blocking=False):
+                watchdog.join()  # it ends this process
             try:
                 connection.settimeout(_WRITE_S)
-                wire.send(connection, header, body)
-            except FormatError as error:
-                wire.send(connection, {"kind": "failure", "reason": f"EdgeError: {error}"})
+                try:
+                    wire.send(connection, header, body)
+                except FormatError as error:
+                    wire.send(connection, {"kind": "failure", "reason": f"EdgeError: {error}"})
             except OSError as error:
                 log.warning("nobody took the answer: %s", error)
 
-    def _give_up(self, connection: socket.socket) -> None:
+    def _give_up(self, connection: socket.socket, first: threading.Lock) -> None:
+        if not first.acquire(blocking=False):
+            return  # the answer is being sent
         reason = f"no answer within client.timeout_s={self._timeout_s:g}"
         log.error("%s: this worker ends", reason)
         with contextlib.suppress(OSError, FormatError):
@@ -153,6 +156,18 @@ class Server:
             wire.send(connection, {"kind": "failure", "reason": reason})
         sys.stderr.flush()
         os._exit(STUCK)
+
+
+def _told(problem: BaseException) -> str:
+    """What the coordinator hears of a failure, whose text may quote this site's data or paths."""
+    kind = type(problem).__name__
+    # That of processes which train together quotes what went wrong in them.
+    if isinstance(problem, FedIPFSError) and not isinstance(problem, ParallelFailed):
+        log.info("%s: %s", kind, one_line(problem))
+        log.debug("", exc_info=problem)
+        return one_line(f"{kind}: {problem}")
+    log.error("%s: %s", kind, one_line(problem), exc_info=problem)
+    return f"failed ({one_line(kind, 80)}): the site's own log says why"
 
 
 def _group(name: str) -> int:

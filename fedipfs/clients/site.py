@@ -125,7 +125,15 @@ class SiteFile:
         """What the site allows. Raises ConfigError."""
         from fedipfs.clients.policy import Policy
 
-        return Policy.of(self._mapping("policy"))
+        policy = Policy.of(self._mapping("policy"))
+        for target in policy.tasks:
+            # A run names its task by the same words everywhere, and paths differ by machine.
+            if target.rpartition(":")[0].endswith(".py"):
+                raise ConfigError(
+                    f"{self.path}: policy.tasks: {target!r:.120} is a file; install it here as a "
+                    "module, and name that: module:Class, as the coordinator does"
+                )
+        return policy
 
     @property
     def shared(self) -> bool:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from fedipfs.clients.ending import LEASH
 from fedipfs.clients.home import Home
-from fedipfs.errors import NodeFailed, one_line
+from fedipfs.errors import NodeFailed, NodeUnusable, one_line
 
 Say = Callable[[str], None]
 
@@ -42,7 +42,7 @@ class Why(NamedTuple):
 Explain = Callable[[int, Sequence[str]], Why | None]
 
 _SOON_S, _TRIES = 15.0, 4  # who ends so soon after its start, so often in a row, will not live
-_PAUSES = (0.5, 2.0, 5.0, 15.0)  # before it is started anew, after the first, second, ... end
+_PAUSES = (0.5, 2.0, 5.0, 15.0, 60.0)  # before another start, after the first, second, ... end
 _STOP_S = 8.0
 _LOG_BYTES, _LOGS = 4 << 20, 3
 _LAST = 60  # lines of a child that are kept to explain its end
@@ -55,7 +55,7 @@ class Child:
 
     `heard` is called with each line that it prints. `explain` says of its exit code and last lines
     why it ended, if they tell. `ready` begins the line with which it says that the children after
-    it may be started.
+    it may be started; one that has none counts as ready when it has lived for a while.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Child:
     ready: str | None = None
     process: subprocess.Popen[str] | None = None
     began: float = 0.0
+    works: bool = False  # it was ready at least once
     ends: int = 0  # in a row, each soon after the start
     due: float | None = None  # when it is to be started
     last: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST))
@@ -83,7 +84,7 @@ class Supervisor:
         self._news: queue.SimpleQueue[tuple[Child, bool]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Raises NodeFailed with a child's last words."""
+        """Raises NodeFailed with a child's last words, and NodeUnusable for what will not pass."""
         self._home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._start(self._children[0])
@@ -95,6 +96,7 @@ class Supervisor:
                     if ended:
                         self._note_end(child)
                     else:
+                        child.works = True
                         self._start_next(child)
                 for child in self._children:
                     if child.due is not None and child.due <= time.monotonic():
@@ -107,7 +109,8 @@ class Supervisor:
         child.began = time.monotonic()
         child.last.clear()
         child.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "fedipfs.clients", *child.command],
+            # -P: nothing is imported from the working folder.
+            [sys.executable, "-P", "-u", "-m", "fedipfs.clients", *child.command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -146,17 +149,21 @@ class Supervisor:
         assert child.process is not None
         code = child.process.returncode
         soon = time.monotonic() - child.began < _SOON_S
-        child.ends = child.ends + 1 if soon else 1
+        child.works = child.works or (child.ready is None and not soon)
+        child.ends = child.ends + 1 if soon or not child.works else 1
         words = [line for line in child.last if line.strip()]
         why = child.explain(code, words)
         log = self._home.logs / f"{child.name}.log"
         if why is not None and why.final:
-            raise NodeFailed(why.text)
+            raise NodeUnusable(why.text)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        if child.ends >= _TRIES:
+        if child.ends >= _TRIES and why is not None:
+            raise NodeUnusable(f"{why.text} (more in {log})")
+        # What has worked may again: one message may have been too much for it.
+        if child.ends >= _TRIES and not child.works:
             said = one_line(words[-1], 300) if words else "nothing"
             told = f"the {child.name} {how} as often as it was started; it said last: {said}"
-            raise NodeFailed(f"{why.text if why else told} (more in {log})")
+            raise NodeFailed(f"{told} (more in {log})")
         pause = _PAUSES[min(child.ends, len(_PAUSES)) - 1]
         child.due = time.monotonic() + pause
         told = why.text if why else f"the {child.name} {how} (see {log})"

@@ -84,7 +84,8 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
     return {
         **kept,
         PARENT: str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "PYTHONSAFEPATH": "1",  # these alone: not the working folder, unless it is one of them
         "TMPDIR": str(folder),
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": loopback,

@@ -36,7 +36,8 @@ _HINT = (
 
 @dataclass(frozen=True)
 class Filter:
-    """A condition. `columns` are those it names, `as_text` those that it compares with texts.
+    """A condition. `columns` are those it names, `as_text` those that it compares with texts, and
+    `only_missing` those of which it asks nothing but `is None`.
 
     A comparison with a value that is missing is neither true nor false, as in SQL; only rows for
     which the whole is true are used.
@@ -45,6 +46,7 @@ class Filter:
     text: str
     columns: frozenset[str] = field(compare=False)
     as_text: frozenset[str] = field(compare=False)
+    only_missing: frozenset[str] = field(compare=False)
     _tree: ast.expr = field(repr=False, compare=False)
     _names: dict[str, str] = field(repr=False, compare=False)
 
@@ -71,7 +73,7 @@ class Filter:
             raise ConfigError(
                 f"data.filter={text!r:.200} cannot be read ({one_line(reason, 120)}); {_HINT}"
             ) from None
-        found = cls(text, frozenset(), frozenset(), tree, names)
+        found = cls(text, frozenset(), frozenset(), frozenset(), tree, names)
         try:
             found._check(tree)
         except RecursionError:
@@ -86,7 +88,8 @@ class Filter:
             raise ConfigError(
                 f"data.filter compares {both[0]} with numbers and with texts; use one of them"
             )
-        return cls(text, frozenset(columns), frozenset(texts), tree, names)
+        only_missing = columns - {found._name(node) for node in _used(tree)}
+        return cls(text, frozenset(columns), frozenset(texts), frozenset(only_missing), tree, names)
 
     def keep(self, column: Callable[[str], Any]) -> NDArray[np.bool_]:
         """(N,): which rows to use; `column` gives an Arrow array, a value a row, by its name.
@@ -278,6 +281,19 @@ class Filter:
 def _pairs(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.expr]]:
     """What a chain of comparisons compares: 1 < a <= 3 is 1 < a, and a <= 3."""
     return zip([node.left, *node.comparators[:-1]], node.ops, node.comparators, strict=True)
+
+
+def _used(node: ast.AST) -> Iterator[ast.Name]:
+    """The columns whose values count, and not only whether they are there."""
+    if isinstance(node, ast.Name):
+        yield node
+    elif isinstance(node, ast.Compare):
+        for a, how, b in _pairs(node):
+            if not isinstance(how, ast.Is | ast.IsNot):
+                yield from (each for each in (a, b) if isinstance(each, ast.Name))
+    else:
+        for each in ast.iter_child_nodes(node):
+            yield from _used(each)
 
 
 def _is_several(node: ast.expr) -> bool:

@@ -161,6 +161,7 @@ class Source:
             if section.are_texts((*self.fold.train, *self.fold.test)):
                 text.add(self.fold.column)
         if self.filter is not None:
+            # Where nothing says that it holds numbers, only an empty cell is missing.
+            text |= self.filter.as_text | (self.filter.only_missing - set(columns))
             columns += sorted(self.filter.columns)
-            text |= self.filter.as_text
         return Wanted(tuple(dict.fromkeys(columns)), frozenset(text))

@@ -21,6 +21,7 @@ from fedipfs.errors import WeightsError
 from fedipfs.exchange.vault import Vault, vault_of
 from fedipfs.ipld import CID, DAG_CBOR
 from fedipfs.store import Store, dag
+from fedipfs.trust import PublicIdentity
 from fedipfs.weights import Tensors, TensorSpec, Weights, chunks
 from fedipfs.weights.compression import decode, is_payload
 
@@ -111,26 +112,33 @@ def get_ensemble(where: _Where, cid: CID) -> tuple[list[CID], Recipe]:
     return members, recipe
 
 
-def tensors_of(where: _Where, cid: CID, *, max_bytes: int = MAX_BYTES) -> Tensors:
+def tensors_of(
+    where: _Where,
+    cid: CID,
+    *,
+    max_bytes: int = MAX_BYTES,
+    sender: PublicIdentity | None = None,
+) -> Tensors:
     """The tensors of a stored model, or of an ensemble as of one file: members' and `weights`.
 
     Those of an ensemble are named as in tasks.ensemble.Ensemble: `members.<i>.<name>`. Headers
     are read here, values when they are asked for; `file()` streams. `max_bytes` bounds the
-    files together. Raises what `get_ensemble` and Vault.weights raise.
+    files together; with `sender`, each must be sealed by it as Vault.leaves has it. Raises what
+    `get_ensemble` and Vault.weights raise.
     """
     vault = vault_of(where)
     if cid.codec != DAG_CBOR:
-        return _model(vault, cid, max_bytes)
+        return _model(vault, cid, max_bytes, sender)
     members, recipe = get_ensemble(vault, cid)
     opened = []
     for member in members:
-        opened.append(_model(vault, member, max_bytes))
+        opened.append(_model(vault, member, max_bytes, sender))
         max_bytes -= opened[-1].nbytes
     return Members(opened, recipe)
 
 
-def _model(vault: Vault, cid: CID, max_bytes: int) -> Tensors:
-    weights = vault.weights(cid, max_bytes=max_bytes)
+def _model(vault: Vault, cid: CID, max_bytes: int, sender: PublicIdentity | None) -> Tensors:
+    weights = vault.weights(cid, max_bytes=max_bytes, sender=sender)
     vault.store.fetch(cid)
     return decode(weights) if is_payload(weights) else weights
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from fedipfs.tasks import Task
+    from fedipfs.trust import PublicIdentity
 
 
 def load_model(
@@ -33,6 +34,7 @@ def load_model(
     options: Mapping[str, Any] | None = None,
     allowed: Sequence[str] = (),
     max_bytes: int = MAX_BYTES,
+    sender: PublicIdentity | None = None,
 ) -> torch.nn.Module:
     """The model or ensemble stored under `cid` as a torch module, on the CPU, ready to evaluate.
 
@@ -52,14 +54,18 @@ def load_model(
     be made there, an ensemble that names its task itself is refused unless its options are those
     in `options`; for the caller's `task` they take what memory they take.
 
+    `sender` is who names the model, where that is not the caller: what is sealed must then be
+    sealed by it, and where models are sealed here, nothing else is taken. So nobody has a file
+    opened that others, or the caller, had sealed for themselves.
+
     Raises ConfigError for a task that is missing or refused, WeightsError for what is no model, is
-    too large or does not fit the task, CidError, EnvelopeError for what is sealed to others, and
-    StoreError.
+    too large or does not fit the task, CidError, EnvelopeError for what is sealed to others,
+    SignatureWrong for what another than `sender` sealed, and StoreError.
     """
     from fedipfs import tasks
 
     cid = CID.parse(cid) if isinstance(cid, str) else cid
-    tensors = tensors_of(_vault(where), cid, max_bytes=max_bytes)
+    tensors = tensors_of(_vault(where), cid, max_bytes=max_bytes, sender=sender)
     recipe = recipe_in(tensors)
     permitted = (*tasks.ALLOWED, *allowed)
 

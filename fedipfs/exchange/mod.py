@@ -11,7 +11,8 @@ from flwr.app import Context, Message, RecordDict
 from fedipfs.exchange.compressing import Answers, asked_of
 from fedipfs.exchange.default import default_vault
 from fedipfs.exchange.heart import Exchange
-from fedipfs.exchange.signing import Stamp, address, attempt_of, signer_of, stamp_of
+from fedipfs.exchange.signing import Stamp, address, attempt_of, check, signer_of, stamp_of
+from fedipfs.trust import PublicIdentity
 
 PREFETCH = "query.prefetch"  # the type of a message that announces the next model
 
@@ -19,11 +20,13 @@ PREFETCH = "query.prefetch"  # the type of a message that announces the next mod
 class Asked(NamedTuple):
     """What the message that a client is answering was signed for, and by which coordinator.
 
-    `attempt` grows each time that the coordinator begins anew on the run.
+    `sender` are the keys that it was signed with; `attempt` grows each time that the coordinator
+    begins anew on the run.
     """
 
     stamp: Stamp
     by: str
+    sender: PublicIdentity
     attempt: int
 
 
@@ -55,8 +58,10 @@ def cid_mod(
     crossed = message.content
     message.content = exchange.swap_in(crossed, expected=expected)
     answers = Answers(asked_of(crossed), message.content, context)
-    keys = exchange.vault.party is not None
-    signed = Asked(stamp, reader, attempt_of(crossed)) if stamp and reader and keys else None
+    signed = None
+    if stamp and reader and exchange.vault.party is not None:
+        sender = check(exchange.vault, crossed, expected).identity
+        signed = Asked(stamp, reader, sender, attempt_of(crossed))
     token = _asked.set(signed)
     try:
         if message.metadata.message_type == PREFETCH:

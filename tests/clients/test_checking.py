@@ -112,6 +112,15 @@ def test_what_a_partner_should_look_at(tmp_path):
     assert "csv: 1 file, 6 rows, of which data.filter leaves out 1" in str(found)
 
 
+def test_whole_numbers_that_float32_does_not_hold_are_named(tmp_path):
+    text = "a,b,c,y\n16777217,1,3e8,0\n1,16777215,0.5,1\n"
+    (warning,) = examine(csv(tmp_path, text, inputs=["a", "b", "c"]), []).warnings
+    assert warning == "whole numbers of 16,777,216 and more, which float32 does not tell apart: a"
+    (warning,) = examine(csv(tmp_path, text, inputs="a"), []).warnings
+    assert warning.endswith(": a")
+    assert examine(csv(tmp_path, text, inputs=["b"]), []).warnings == ()
+
+
 def test_labels_that_a_task_does_not_have_are_named_before_the_loss_is(tmp_path):
     columns = ",".join(f"m{i}" for i in range(30))
     text = f"{columns},y\n" + "".join(f"{'0,' * 30}{label}\n" for label in (0, 1, 7))

@@ -20,11 +20,14 @@ from fedipfs.clients.activity import Activity, entries, verify
 from fedipfs.clients.gate import Gate, use_gate
 from fedipfs.clients.policy import Policy
 from fedipfs.clients.replay import Positions
+from fedipfs.data import Dataset, Examples, load
+from fedipfs.errors import ConfigError, EdgeError, Replayed
 from fedipfs.exchange import (
     Recipe,
     Seal,
     Stamp,
     from_numpy,
+    put_arrays,
     put_ensemble,
     stages,
     store_arrays,
@@ -45,6 +48,7 @@ class Gated(Sites):
         super().__init__(folder, store, seal, node=node, **config)
         self.folder, self.now, self.counted = folder, EVENING, 0
         self.log = folder / "site" / "activity.log"
+        self.kept = lambda by, run, number, state: None
         self.policy(**(rules or {}))
 
     def policy(self, **rules) -> None:
@@ -55,13 +59,16 @@ class Gated(Sites):
             Activity(self.log),
             Positions(self.folder / "site" / "state"),
             examples=self._count,
+            keep=lambda *kept: self.kept(*kept),
             now=lambda: self.now,
         )
         self.contexts["alpha"].node_config |= policy.node_config()
 
-    def _count(self) -> int:
+    def _count(self, run_config: str | None, context: Context) -> tuple[int, int]:
         self.counted += 1
-        return 599
+        if context.node_config.get("own-data"):
+            return client.count_examples(run_config, context)
+        return 599, 0
 
     def _call(self, message: Message, context: Context) -> Message:
         mine = self.parties.name_of(message.metadata.dst_node_id) == "alpha"
@@ -126,21 +133,20 @@ def test_what_is_permitted_is_done_and_noted(tmp_path, store, seal, trainings):
     assert reason(trained) == ""
     assert reason(site.ask_alpha("evaluate")) != ""  # nothing is held out
     assert trainings == [1]
-    assert site.events == ["trained", "failed"]
-    assert site.entries[0].fields == {
-        "kind": "train",
-        "coordinator": "coordinator",
-        "run": site.run,
-        "round": "1",
+    assert site.events == ["began", "trained", "failed"]
+    began, done, _ = site.entries
+    whose = {"kind": "train", "coordinator": "coordinator", "run": site.run, "round": "1"}
+    assert began.fields == whose
+    assert done.fields == whose | {
         "task": TASK,
         "cohort": "3",
         "examples": "599",
-        "seconds": site.entries[0].fields["seconds"],
+        "seconds": done.fields["seconds"],
         "model": str(site.model.cid),
         "update": str(trained.content["arrays"].cid),
     }
-    assert float(site.entries[0].fields["seconds"]) < 60
-    assert verify(site.log) == 2
+    assert float(done.fields["seconds"]) < 60
+    assert verify(site.log) == 3
 
 
 def test_evaluations_offers_and_models_that_are_fetched_are_noted(tmp_path, store):
@@ -173,7 +179,7 @@ def test_without_a_gate_nobody_announces_tasks_and_everything_passes(site):
 def test_a_run_may_be_called_anything_and_a_line_stays_a_line(site, run):
     site.run = run
     assert reason(site.ask_alpha()) == ""
-    assert [entry.fields["run"] for entry in site.entries] == [run]
+    assert [entry.fields["run"] for entry in site.entries] == [run] * 2
 
 
 # ---- what breaks a rule
@@ -255,10 +261,11 @@ def test_rounds_an_hour_are_those_to_train_whatever_became_of_them(tmp_path, sto
     site.round = 2
     bad = site.vault.put_record({**site.config, "train": {}})
     assert reason(site.ask_alpha(**{"run-config": str(bad)})) != ""
-    assert site.events == ["trained", "failed", "failed"]
+    assert site.events == ["began", "trained", "failed", "began", "failed"]
     site.round = 3
     said = "PolicyRefused: policy.rounds_per_hour: this site trains at most 2 times an hour"
     assert refusal(site, site.ask_alpha()) == said
+    site.now = start = datetime.now().astimezone()
     site.policy(rounds_per_hour=2)  # to begin the worker anew does not help
     site.round = 4
     assert refusal(site, site.ask_alpha()) == said
@@ -298,6 +305,17 @@ def test_so_is_an_ensemble_that_is_too_large(tmp_path, store):
         assert site.entries[-1].fields["model"] == str(cid)
 
 
+def test_a_member_that_the_site_sealed_for_itself_is_not_opened(tmp_path, store):
+    data = {**Sites(tmp_path, store).config["data"], "validation": 0.2}
+    site = Gated(tmp_path, store, "all", data=data)
+    own, _ = put_arrays(site.parties.vaults["alpha"], site.model, private=True)
+    for member, says in ((stored_cid(site.model), ""), (own, "SignatureWrong: ")):
+        cid = put_ensemble(site.vault, [member], Recipe(TASK, ({},), (1.0,)))
+        site.round += 1
+        text = reason(site.ask_alpha("evaluate", model=None, ensemble=str(cid)))
+        assert text.startswith(says) and bool(text) == bool(says)
+
+
 def test_a_run_that_makes_noise_passes_where_privacy_is_asked_for(tmp_path, store):
     node = {"ledger": str(tmp_path / "ledger")}
     site = Gated(tmp_path, store, rules=LEDGER, node=node, privacy=SECTION)
@@ -305,10 +323,133 @@ def test_a_run_that_makes_noise_passes_where_privacy_is_asked_for(tmp_path, stor
     site.config["privacy"] = {**SECTION, "noise_multiplier": 0.02}
     site.run_config, site.round = other_config(site), 2
     text = refusal(site, site.ask_alpha(run="r"))
-    assert text.startswith("BudgetSpent: round 2") and site.events == ["trained", "refused"]
+    assert text.startswith("BudgetSpent: round 2")
+    assert site.events == ["began", "trained", "began", "refused"]
     for level in ("central", "distributed", "none"):  # in the open the sum's noise is no one's
         site.run_config, site.round = other_config(site, privacy={"name": level}), site.round + 1
         assert refusal(site, site.ask_alpha()).startswith("PolicyRefused: policy.privacy")
+
+
+# ---- how many examples a run reaches
+
+
+@pytest.fixture
+def own(tmp_path, store, monkeypatch):
+    """Makes sites with 100 examples of their own, and a test set of `tests`."""
+    digits = load("digits", root=None, fallback="digits").train
+    caches = (client._open_site, client._held_out, client._fingerprint)
+
+    def make(*, rules, tests=0, train=None, **data) -> Gated:
+        sets = [
+            Examples(digits.inputs[part], digits.targets[part])
+            for part in (slice(100), slice(100, 100 + tests))
+        ]
+        monkeypatch.setattr(client, "_own", [Dataset("own", *sets)])
+        for cache in caches:
+            cache.cache_clear()
+        plain = Sites(tmp_path, store).config
+        return Gated(
+            tmp_path,
+            store,
+            rules=rules,
+            node={"own-data": True},
+            data={**plain["data"], **data},
+            train={**plain["train"], **(train or {})},
+        )
+
+    yield make
+    for cache in caches:
+        cache.cache_clear()
+
+
+FEW = "PolicyRefused: policy.min_examples: this site has too few examples to "
+
+
+def test_what_a_run_holds_out_is_not_counted_to_train_on(own):
+    site = own(rules={"min_examples": 50}, validation=0.4)
+    trained = site.ask_alpha()
+    assert trained.content["metrics"]["num-examples"] == 60
+    assert site.entries[-1].fields["examples"] == "60"
+    site = own(rules={"min_examples": 50}, validation=0.9)
+    site.round = 2
+    assert refusal(site, site.ask_alpha()) == f"{FEW}train on"
+    site = own(rules={"min_examples": 50}, tests=60, validation=0.9)  # then it is not split
+    site.round = 3
+    assert site.ask_alpha().content["metrics"]["num-examples"] == 100
+    assert reason(site.ask_alpha("evaluate")) == ""
+
+
+@pytest.mark.parametrize(
+    ("train", "ask", "few"),
+    [
+        ({"steps": 2, "batch_size": 24}, {}, True),
+        ({"steps": 1, "batch_size": 50}, {}, False),
+        ({"steps": 60, "batch_size": 1}, {}, False),
+        ({"steps": None, "batch_size": 1}, {}, False),  # epochs: all of them
+        ({"steps": 1, "batch_size": 1}, {"answer": "gradient"}, False),  # on all of them
+    ],
+)
+def test_steps_that_see_few_examples_are_refused(own, train, ask, few):
+    site = own(rules={"min_examples": 50}, train=train)
+    reply = site.ask_alpha(**ask)
+    if few:
+        assert refusal(site, reply) == f"{FEW}train on"
+    else:
+        assert reason(reply) == ""
+
+
+@pytest.mark.parametrize(("least", "few"), [(1, False), (30, False), (31, True)])
+def test_what_is_evaluated_on_is_not_few_either(own, least, few):
+    site = own(rules={"min_examples": least}, validation=0.3)
+    for kind, ask in (("evaluate", {}), ("train", {"report": True})):
+        reply = site.ask_alpha(kind, **ask)
+        if few:
+            assert refusal(site, reply) == f"{FEW}evaluate on"
+        else:
+            assert reason(reply) == ""
+    site.round = 2
+    assert reason(site.ask_alpha()) == ""  # which measures nothing
+
+
+# ---- array records
+
+
+def also(site: Gated, kind: str, **records) -> Message:
+    """alpha's reply to a message with further array records."""
+    site.round += 1
+    site.grid.stamp = Stamp(site.run, site.round)
+    content = RecordDict({"config": ConfigRecord({**site.ask, "cohort": 3}), **records})
+    (reply,) = site.grid.send_and_receive([site.grid.create_message(content, kind, 2, "")])
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "odd"),
+    [
+        ("train", ("arrays", "more"), "more"),
+        ("evaluate", ("arrays", "control"), "control"),
+        ("query.capabilities", ("arrays",), "arrays"),
+        ("query.prefetch", ("arrays", "next"), "next"),
+        ("query.secagg", ("arrays",), "arrays"),
+        ("train", ("arrays", "control"), None),
+    ],
+)
+def test_a_message_brings_no_more_arrays_than_its_work_needs(site, kind, keys, odd):
+    reply = also(site, kind, **dict.fromkeys(keys, site.model))
+    if odd is None:
+        assert reason(reply) == ""
+    else:
+        said = f"PolicyRefused: policy: arrays {odd!r} are nothing for {kind}"
+        assert refusal(site, reply) == said
+
+
+def test_a_control_variate_is_no_larger_than_the_model(tmp_path, store):
+    site = Gated(tmp_path, store, rules={"max_parameters": 4810})
+    assert reason(also(site, "train", arrays=site.model, control=site.model)) == ""
+    large = store_arrays(site.vault, from_numpy({"w": np.zeros(4811, np.float32)}))
+    said = "PolicyRefused: policy: the control variate is larger than the model it is for"
+    assert refusal(site, also(site, "train", arrays=site.model, control=large)) == said
+    assert refusal(site, also(site, "train", control=site.model)) == said
 
 
 # ---- replays and forgeries
@@ -347,8 +488,9 @@ def test_a_replayed_message_is_refused_also_by_a_worker_that_began_anew(site, tr
     assert reason(site.ask_alpha()) == ""
     assert again(site, old).startswith("Replayed: round 1 of run bafyreirun (train) is asked for a")
     assert trainings == [1, 2]
-    assert site.events == ["trained", "refused", "refused", "trained", "refused"]
-    assert site.entries[1].fields["rule"] == "Replayed"
+    worked = ["began", "trained"]
+    assert site.events == [*worked, "refused", "refused", *worked, "refused"]
+    assert site.entries[2].fields["rule"] == "Replayed"
 
 
 def test_a_message_that_was_refused_cannot_be_kept_for_later(tmp_path, store, trainings):
@@ -371,8 +513,12 @@ def test_a_worker_that_dies_while_it_trains_does_not_train_again_on_the_same(sit
     with pytest.raises(Killed):
         site.ask_alpha()
     monkeypatch.undo()
-    site.policy()
+    assert site.events == ["began"]
+    site.now = datetime.now().astimezone()
+    site.policy(rounds_per_hour=1)
     assert again(site, crossed(site)).startswith("Replayed: ")
+    site.round = 2  # it has had its round of the hour, although no answer left
+    assert refusal(site, site.ask_alpha()).startswith("PolicyRefused: policy.rounds_per_hour")
 
 
 def test_a_resumed_coordinator_asks_for_its_round_again(site, trainings):
@@ -445,6 +591,15 @@ def test_a_site_without_keys_answers_nothing(site, store):
         use_gate(None)
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query.capabilities"])
+def test_a_message_of_one_round_that_says_another_is_refused(site, trainings, kind):
+    model = None if kind == "query.capabilities" else True
+    text = refusal(site, site.ask_alpha(kind, model=model, **{"server-round": 7}))
+    assert text == "SignatureWrong: the message was signed for round 1, and says 7"
+    assert site.entries[-1].fields["coordinator"] == "coordinator"
+    assert trainings == []
+
+
 # ---- secure aggregation
 
 
@@ -453,10 +608,10 @@ def test_a_whole_round_under_masks_passes_and_every_stage_is_noted(tmp_path, sto
     site.play(site.secure(), cohort=3)
     assert [reply.has_error() for reply in site.answers.replies] == [False] * 3
     assert trainings == [1, 1, 1]
-    assert site.events == ["answered", "answered", "trained", "answered", "answered"]
+    assert site.events == ["answered", "answered", "began", "trained", "answered", "answered"]
     stage = [entry.fields.get("stage") for entry in site.entries]
-    assert stage == ["advertise", "share", None, "confirm", "unmask"]
-    masked = site.entries[2].fields
+    assert stage == ["advertise", "share", None, None, "confirm", "unmask"]
+    masked = site.entries[3].fields
     assert (masked["masked"], masked["cohort"], masked["examples"]) == ("true", "3", "599")
     said = Masked.from_bytes(stages.get_message(site.vault, masked["update"]))
     assert said.by == "alpha"
@@ -508,6 +663,38 @@ def test_a_stage_is_not_replayed(site):
 # ---- the log
 
 
+def test_what_a_training_leaves_is_kept_before_its_line_is_written(site):
+    kept = []
+
+    def full(*told) -> None:
+        kept.append((*told[:3], site.events))
+        raise ConfigError("no room")
+
+    site.kept = full
+    assert reason(site.ask_alpha()) == "ConfigError: no room"
+    assert kept == [("coordinator", site.run, 1, ["began"])]
+    assert site.events == ["began", "failed"]
+    site.ask_alpha("query.capabilities", model=None)
+    assert len(kept) == 1
+
+
+def test_what_fails_around_it_is_noted_once(site):
+    with pytest.raises(EdgeError), site.gate.noting() as told:
+        told["kind"] = "query.odd\nline"
+        raise EdgeError("cannot be read")
+    site.ask_alpha()
+    old = message_from_bytes(message_to_bytes(crossed(site)))
+    use_gate(site.gate)
+    try:
+        with pytest.raises(Replayed), site.gate.noting() as told:
+            client.app(old, site.contexts["alpha"])
+    finally:
+        use_gate(None)
+    assert site.events == ["failed", "began", "trained", "refused"]
+    first = site.entries[0].fields
+    assert first == {"kind": "query.odd line", "error": "EdgeError", "reason": "cannot be read"}
+
+
 def test_what_cannot_be_written_down_is_not_answered(tmp_path, store, caplog):
     site = Gated(tmp_path, store)
     site.log.mkdir(parents=True)
@@ -525,10 +712,12 @@ def test_where_positions_cannot_be_read_nothing_is_answered(site, trainings):
     assert trainings == [] and site.events == ["failed"]
 
 
-def test_the_count_of_examples_is_not_asked_for_where_nothing_is_trained(site):
-    site.ask_alpha("evaluate")
+def test_the_count_of_examples_is_not_asked_for_where_nothing_is_learnt(site):
     site.ask_alpha("query.capabilities", model=None)
+    site.grid.announce(site.model)
+    assert [reason(reply) for reply in site.grid._grid.pull_messages([])] == ["", "", ""]
     assert site.counted == 0
+    site.round = 2
     content = RecordDict({"config": ConfigRecord(site.ask)})
     site.grid.stamp = Stamp(site.run, 2)
     site.grid.send_and_receive([site.grid.create_message(content, "train", 2, "")])

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,13 +82,14 @@ def main(grid, context):
 class Site:
     """`fedipfs-client` of a partner, and what it prints."""
 
-    def __init__(self, partners: Partners, name: str, *words: str) -> None:
+    def __init__(self, partners: Partners, name: str, *words: str, cwd: Path | None = None) -> None:
         self.home = partners.homes[name]
         self.out = self.home.path / f"{words[0]}-{time.monotonic_ns()}.out"
         with open(self.out, "wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedipfs.clients", *words],
+                [sys.executable, "-P", "-m", "fedipfs.clients", *words],
                 env=environment(self.home.path),
+                cwd=cwd,
                 stdout=out,
                 stderr=out,
             )
@@ -106,7 +108,7 @@ class Site:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.Error, IndexError):
-                found[child.cmdline()[4]] = child
+                found[child.cmdline()[5]] = child
         return found
 
     def stop(self, end: int = signal.SIGTERM) -> int:
@@ -314,7 +316,7 @@ def test_a_configuration_that_cannot_work_is_said_so_once(link, partners):
     (missing := partners.homes["north"].path / "own.npz").rename(missing.with_suffix(".gone"))
     try:
         site = link.site("north", "run")
-        assert site.process.wait(START_S) == 3
+        assert site.process.wait(START_S) == 2
         assert len(site.text.splitlines()) == 1 and "own.npz" in site.text
     finally:
         missing.with_suffix(".gone").rename(missing)
@@ -326,12 +328,12 @@ def test_an_unknown_key_and_a_certificate_of_another_are_explained(link, partner
     try:
         home.node_key.write_text(nodekey.new())
         site = link.site("south", "node")
-        assert site.process.wait(START_S) == 3
+        assert site.process.wait(START_S) == 2
         assert "does not take this node: south is no member there" in site.text.splitlines()[-1]
         home.node_key.write_text(key)
         home.ca.write_text(tls.new_authority("another", datetime.now(UTC)).certificate)
         site = link.site("south", "node")
-        assert site.process.wait(START_S) == 3
+        assert site.process.wait(START_S) == 2
         (line,) = site.text.splitlines()
         assert line.startswith("fedipfs-client: the certificate of localhost")
     finally:
@@ -339,10 +341,45 @@ def test_an_unknown_key_and_a_certificate_of_another_are_explained(link, partner
         home.ca.write_text(ca)
 
 
-def test_a_superlink_that_is_away_is_tried_until_it_is_there(tmp_path):
+@pytest.fixture
+def away(tmp_path):
+    """Partners of a coordinator that is not there."""
     fleet, http = free_ports(2)
     data = [Examples(np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int64))] * 2
-    away = Partners(tmp_path, NAMES, data, fleet_port=fleet, http_port=http)
+    return Partners(tmp_path, NAMES, data, fleet_port=fleet, http_port=http)
+
+
+def test_a_folder_in_which_others_can_write_is_no_place_to_import_from(away, tmp_path):
+    """`torch.py` there is not torch; a task's file is looked for beside site.yaml."""
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("click", "flwr", "numpy", "torch"):
+        (hostile / f"{name}.py").write_text(f"open({str(hostile / 'ran')!r}, 'a').write('x')\n")
+    site = Site(away, "north", "run", cwd=hostile)
+    try:
+        site.expect("ready: 2 examples")
+        site.expect("does not answer; trying until it does")
+        children = site.children()
+        assert set(children) == {"worker", "supernode", "stub"}
+        assert {each.cwd() for each in children.values()} == {str(site.home.path)}
+    finally:
+        assert site.stop() == 0
+    assert not (hostile / "ran").exists()
+
+
+def test_run_and_node_do_not_both_work_in_one_home(away):
+    first = Site(away, "north", "node")
+    try:
+        first.expect("does not answer; trying until it does")
+        second = Site(away, "north", "run")
+        assert second.process.wait(START_S) == 2
+        (line,) = second.text.splitlines()
+        assert "this site's node runs already" in line
+    finally:
+        assert first.stop() == 0
+
+
+def test_a_superlink_that_is_away_is_tried_until_it_is_there(away):
     site = Site(away, "north", "node")
     try:
         site.expect("does not answer; trying until it does")

@@ -241,6 +241,17 @@ def test_ranks_have_no_secrets(monkeypatch):
     assert set(told) == {"FEDIPFS_DATA", "FEDIPFS_PARENT"}
 
 
+@pytest.mark.slow
+def test_ranks_import_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    for name in ("torch", "json", "divided"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    model = Divided().model()
+    before = model.last.weight.clone()
+    several(model)
+    assert not torch.equal(model.last.weight, before)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

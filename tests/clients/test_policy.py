@@ -171,6 +171,11 @@ def test_what_other_code_obeys_is_in_its_own_words():
             "policy.min_examples: this site has too few examples to train on",
         ),
         (
+            {"min_examples": 100},
+            {"work": Work.EVALUATE, "examples": 0, "held_out": 99},
+            "policy.min_examples: this site has too few examples to evaluate on",
+        ),
+        (
             {"hours": "20:00-06:00"},
             {"now": NIGHT.replace(hour=14, minute=3)},
             "policy.hours: this site trains from 20:00 to 06:00, and it is 14:03",
@@ -203,9 +208,18 @@ def test_a_refusal_names_the_rule_and_says_no_more_than_it_needs(section, change
     assert refused(policy(**section), **changes) == says
 
 
+def test_times_of_a_clock_that_was_ahead_do_not_count():
+    ahead = [NIGHT + timedelta(days=3)] * 2
+    found = policy(rounds_per_hour=2)
+    found.check(asked(trained=ahead))
+    assert "rounds_per_hour" in refused(found, trained=[*ahead, NIGHT, NIGHT])
+
+
 @pytest.mark.parametrize(
     ("section", "changes"),
     [
+        ({"min_examples": 100}, {"held_out": 100}),
+        ({"min_examples": 1}, {"held_out": 0}),
         ({"coordinators": ["a", "fl.example.org"]}, {}),
         ({"max_parameters": 1000}, {}),
         ({"min_cohort": 5}, {}),

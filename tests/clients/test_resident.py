@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import logging
 import os
 import pwd
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import child, wait
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from partner import CONFIG, TASK, Partners
 
 from fedipfs import CidGrid, data, use_store
@@ -25,8 +26,9 @@ from fedipfs.clients.activity import entries
 from fedipfs.clients.memory import Memory
 from fedipfs.clients.serving import STUCK, Server
 from fedipfs.data import Examples
-from fedipfs.errors import ConfigError, FormatError
+from fedipfs.errors import BudgetSpent, ConfigError, FormatError, ParallelFailed
 from fedipfs.exchange import StoredArrays, Vault, from_numpy, stored_cid
+from fedipfs.flower_compat import message_to_bytes
 from fedipfs.server.engine.local import LocalGrid
 from fedipfs.server.engine.pool import SerialPool
 from fedipfs.store import FolderStore
@@ -137,7 +139,10 @@ def test_a_task_that_is_not_allowed_is_refused_and_not_imported(partners):
 def test_messages_of_other_kinds_get_an_answer(partners, kind):
     reply = partners.ask(partners.grid(), next(rounds), kind=kind)["south"]
     if kind == "query.unknown":
-        assert "No query function" in reply.error.reason
+        assert reply.error.reason == "failed (ValueError): the site's own log says why"
+        entry = list(entries(partners.homes["south"].activity))[-1]
+        assert (entry.event, entry.fields["kind"]) == ("failed", "query.unknown")
+        assert entry.fields["reason"].startswith("No query function")
     elif kind == "query.capabilities":
         assert reply.content["capabilities"]["examples"] == len(parts()[1])
     else:
@@ -169,7 +174,7 @@ def test_a_partner_remembers_by_round_and_again_where_a_round_is_asked_again(par
     assert asked(second, attempt=1) == before  # from what the first left, not from its own
     assert asked(second, run="fresh") != before  # from nothing
     kept = [each for names in partners.store.pins().values() for each in names]
-    assert any(name.startswith("north/again/state/") for name in kept)
+    assert any(name.startswith("north/hub/again/state/") for name in kept)
     partners.store.gc(0)
     asked(next(rounds), attempt=1)
 
@@ -197,6 +202,14 @@ def test_hostile_peers_do_not_stop_it(partners):
             wire.send(connection, {"kind": "message"}, b"no message of Flower's")
             header, _ = wire.receive(connection, 10)
         assert header["kind"] == "failure" and header["reason"]
+        junk = RecordDict({"packed": ConfigRecord({"records": b"junk"})})
+        message = message_to_bytes(Message(junk, 2, "train"))
+        with wire.connect(path, 5) as connection:
+            wire.send(connection, {"kind": "message"}, message)
+            assert wire.receive(connection, 10)[0]["kind"] == "failure"
+        noted = list(entries(partners.homes["north"].activity))[-2:]
+        assert [entry.event for entry in noted] == ["failed", "failed"]
+        assert (noted[1].fields["kind"], noted[1].fields["error"]) == ("train", "EdgeError")
         assert partners.ask(partners.grid(), next(rounds))["north"].has_content()
     finally:
         for connection in held:
@@ -328,6 +341,27 @@ def test_answers_larger_than_the_limit_are_errors(served):
         wire.send(connection, {"kind": "message"}, bytes(wire.LIMIT))
 
 
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (BudgetSpent("too much"), "BudgetSpent: too much"),
+        (IndexError("Target 17 is out of bounds."), None),
+        (FileNotFoundError(2, "No such file", "/srv/patients.csv"), None),
+        (ParallelFailed("rank 1 failed (IndexError: Target 17 is out of bounds.)"), None),
+        (SystemExit("secret"), None),
+    ],
+)
+def test_what_may_quote_the_data_is_in_the_sites_own_log_only(served, caplog, problem, told):
+    def answer(data: bytes) -> bytes:
+        raise problem
+
+    header, _ = request(served(answer), b"x")
+    kind = type(problem).__name__
+    assert header["reason"] == (told or f"failed ({kind}): the site's own log says why")
+    if told is None:
+        assert str(problem) in caplog.text and "Traceback" in caplog.text
+
+
 def test_one_message_at_a_time_and_all_are_answered(served):
     busy, most = [0], [0]
 
@@ -369,6 +403,33 @@ def test_an_asker_that_is_gone_does_not_keep_the_answer_from_others(served):
     assert request(path, b"here") == ({"kind": "answer"}, b"here")
 
 
+class Dawdler(logging.Handler):
+    """Takes its time, as a full disk does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        time.sleep(1)
+
+
+def test_an_answer_that_comes_while_the_message_is_given_up_is_not_sent_too(tmp_path):
+    path = tmp_path / "s"
+
+    def serve():
+        logging.getLogger("fedipfs.clients.serving").addHandler(Dawdler())
+        Server(path, lambda data: (time.sleep(0.8), data)[1], timeout_s=0.5).serve()
+
+    pid = child(serve)
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with wire.connect(path, 5) as connection:
+        wire.send(connection, {"kind": "message"}, b"here")
+        header, _ = wire.receive(connection, 5)
+        assert header == {"kind": "failure", "reason": "no answer within client.timeout_s=0.5"}
+        assert connection.recv(1) == b""
+    assert wait(pid) == STUCK
+
+
 def test_a_group_that_there_is_not_is_said_so(tmp_path):
     with pytest.raises(ConfigError, match=r"node\.group='nobody-has-this'"):
         Server(tmp_path / "s", bytes, timeout_s=1, group="nobody-has-this")
@@ -408,8 +469,8 @@ class TestMemory:
             {"a": from_numpy({"w": np.full(3, value)}), "c": ConfigRecord({"v": value})}
         )
 
-    def value(self, memory: Memory, run: str, number: int) -> float | None:
-        found = memory.load(run, number)
+    def value(self, memory: Memory, run: str, number: int, by: str = "hub") -> float | None:
+        found = memory.load(by, run, number)
         if not found:
             return None
         assert found["a"]["w"].numpy()[0] == found["c"]["v"]
@@ -422,41 +483,52 @@ class TestMemory:
 
     def test_the_last_round_before_is_what_is_remembered(self, memory):
         for number in (1, 2, 4):
-            memory.save("run", number, self.state(number))
+            memory.save("hub", "run", number, self.state(number))
         found = {number: self.value(memory, "run", number) for number in range(1, 6)}
         assert found == {1: None, 2: 1.0, 3: 2.0, 4: 2.0, 5: 4.0}
         assert self.value(memory, "other", 5) is None
 
     def test_a_round_that_is_asked_again_takes_its_own_place(self, memory):
         for number, value in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 22.0)):
-            memory.save("run", number, self.state(value))
+            memory.save("hub", "run", number, self.state(value))
         assert self.value(memory, "run", 4) == 22.0
         assert self.value(memory, "run", 2) == 1.0
 
     def test_another_process_finds_it_and_what_is_pinned_is_bounded(self, memory, tmp_path, store):
         for number in range(1, 9):
-            memory.save("run", number, self.state(number))
+            memory.save("hub", "run", number, self.state(number))
         for other in range(40):
-            memory.save(f"run-{other}", 1, self.state(other))
+            memory.save("hub", f"run-{other}", 1, self.state(other))
         again = Memory(tmp_path / "state" / "memory.json", Vault(store), "north")
         assert self.value(again, "run", 9) is None  # 40 runs ago
         assert self.value(again, "run-39", 2) == 39.0
         assert sum(map(len, store.pins().values())) == 16
         for number in range(1, 9):
-            again.save("run-39", number, self.state(number))
+            again.save("hub", "run-39", number, self.state(number))
         assert sum(map(len, store.pins().values())) == 15 + 3
 
+    def test_what_is_kept_for_one_coordinator_is_no_others(self, memory, tmp_path, store):
+        memory.save("hub", "run", 1, self.state(1.0))
+        assert self.value(memory, "run", 2, by="other") is None
+        memory.save("other", "run", 1, self.state(2.0))
+        for each in range(20):  # more runs than are kept of one
+            memory.save("other", f"run-{each}", 1, self.state(each))
+        again = Memory(tmp_path / "state" / "memory.json", Vault(store), "north")
+        store.gc(0)
+        assert self.value(again, "run", 2) == 1.0
+        assert self.value(again, "run", 2, by="other") is None  # 20 runs ago
+
     def test_it_survives_a_garbage_collection(self, memory, store: FolderStore):
-        memory.save("run", 1, self.state(5.0))
+        memory.save("hub", "run", 1, self.state(5.0))
         store.gc(0)
         assert self.value(memory, "run", 2) == 5.0
 
     def test_nothing_is_kept_of_those_who_remember_nothing(self, memory, tmp_path):
-        memory.save("run", 1, RecordDict())
+        memory.save("hub", "run", 1, RecordDict())
         assert not (tmp_path / "state").exists()
 
     def test_a_damaged_file_is_said_so(self, memory, tmp_path, store):
-        memory.save("run", 1, self.state(1.0))
-        (tmp_path / "state" / "memory.json").write_text('{"run": [1]}')
+        memory.save("hub", "run", 1, self.state(1.0))
+        (tmp_path / "state" / "memory.json").write_text('{"hub": {"run": [1]}}')
         with pytest.raises(ConfigError, match="damaged"):
             Memory(tmp_path / "state" / "memory.json", Vault(store), "north")

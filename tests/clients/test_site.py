@@ -90,6 +90,7 @@ def test_words_of_the_command_line_come_last(home):
         (["client=fast"], "client is not a section"),
         (["data=null"], "the section data is missing"),
         (["policy.task=[a:B]"], r"policy\.task is not known; did you mean policy\.tasks\?"),
+        (["policy.tasks=[tasks/scans.py:Scans]"], "'tasks/scans.py:Scans' is a file; install it"),
         (["a.b=[1"], r"a\.b=\[1"),
     ],
 )
@@ -172,8 +173,13 @@ def test_a_log_that_is_not_there_and_one_that_was_changed(home, capsys):
     activity.note("trained", round=3, run="bafy", coordinator="hub")
     assert main(["log"]) == 0
     assert "trained round=3 run=bafy coordinator=hub" in capsys.readouterr().out
+    # What a coordinator calls its run looks like no other field, or line.
+    activity.note("failed", run="x coordinator=other\n#0", round=4)
+    assert main(["log"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3 and shown[-1].endswith('failed run="x coordinator=other #0" round=4')
     assert main(["log", "--verify"]) == 0
-    assert "2 lines, all as they were written" in capsys.readouterr().out
+    assert "3 lines, all as they were written" in capsys.readouterr().out
     text = home.activity.read_text()
     home.activity.write_text(text.replace("round=3", "round=4"))
     assert main(["log", "--verify"]) != 0

@@ -66,6 +66,8 @@ def test_the_columns_that_it_names_and_those_that_are_text():
     found = Filter.parse("a > 1 and `b c` in ['x'] or 'y' != d and e is None and f")
     assert found.columns == {"a", "b c", "d", "e", "f"}
     assert found.as_text == {"b c", "d"}
+    assert found.only_missing == {"e"}
+    assert Filter.parse("a is None or not (b is not None and a < c)").only_missing == {"b"}
 
 
 @pytest.mark.parametrize(

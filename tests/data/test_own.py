@@ -443,6 +443,15 @@ def test_the_rows_that_are_not_used_may_be_anything(tmp_path):
     )
 
 
+@pytest.mark.parametrize("more", ["", " and ward != 'x'"])
+def test_only_an_empty_cell_is_missing_in_a_column_of_names(tmp_path, more):
+    csv(tmp_path, "a,y,ward\n1,0,NA\n2,0,\n3,1,icu\n4,1,null\nNA,1,icu\n")
+    condition = f"ward is not None and a is not None{more}"
+    section = {"format": "csv", "path": "x.csv", "inputs": ["a"], "target": "y"}
+    got = load(tmp_path, filter=condition, **section).train.inputs
+    assert got[:, 0].tolist() == [1, 3, 4]
+
+
 # ---- labels
 
 

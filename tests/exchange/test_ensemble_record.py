@@ -17,6 +17,7 @@ from fedipfs.errors import (
     ConfigError,
     FedIPFSError,
     NotRecipient,
+    SignatureWrong,
     WeightsError,
 )
 from fedipfs.exchange import (
@@ -180,6 +181,23 @@ def test_a_sealed_record_shows_its_links_and_no_more(tmp_path, store):
     store.pin(cid, "kept")
     store.gc(0)
     same(fedipfs.load_model(cid, parties.vaults["alpha"]))
+
+
+@pytest.mark.parametrize("seal", ["all", "updates"])
+def test_members_that_another_sealed_are_refused_where_it_is_said_who_names_them(
+    tmp_path, store, seal
+):
+    parties = Parties(tmp_path, store, seal)
+    site, hub = parties.vaults["alpha"], parties.keys["coordinator"].public
+    same(fedipfs.load_model(put(parties.coordinator), site, sender=hub))
+    # What a site had sealed for itself alone.
+    own, _ = put_arrays(site, from_torch(MODULES[0].state_dict()), private=True)
+    recipe = Recipe(DIGITS, ({"hidden": 4},), (1.0,))
+    cid = put_ensemble(parties.coordinator, [own], recipe)
+    for each, options in ((cid, {}), (own, {"task": DIGITS, "options": {"hidden": 4}})):
+        fedipfs.load_model(each, site, **options)
+        with pytest.raises(SignatureWrong, match="sealed by another than coordinator"):
+            fedipfs.load_model(each, site, sender=hub, **options)
 
 
 # ---- what strangers wrote

@@ -117,11 +117,17 @@ def _why(run: Run, number: int) -> dict[str, str]:
     return {each["client"]: each["reason"] for each in _lines(run)[number - 1]["clients"]["failed"]}
 
 
-def _check(federation: Federation, run: Run) -> list[dict[str, str]]:
-    """That no update was lost or counted twice; by round the CIDs of clients' updates."""
+def _shown(federation: Federation, run: Run) -> dict[str, Any]:
+    """What `fedipfs runs show` says of a run, its records the last first."""
     folder = run.folder.relative_to(federation.coordinator.folder)
     words = ("fedipfs", "runs", "show", folder, "--json")
-    shown = json.loads(federation.command(federation.coordinator, *words))
+    found: dict[str, Any] = json.loads(federation.command(federation.coordinator, *words))
+    return found
+
+
+def _check(federation: Federation, run: Run) -> list[dict[str, str]]:
+    """That no update was lost or counted twice; by round the CIDs of clients' updates."""
+    shown = _shown(federation, run)
     assert shown["broken"] == ""
     *rounds, first = shown["records"]
     rounds.reverse()
@@ -139,6 +145,8 @@ def _check(federation: Federation, run: Run) -> list[dict[str, str]]:
         for entry in activity.entries(site.home / "activity.log"):
             fields = entry.fields
             if fields.get("run") != first["cid"] or fields.get("kind") != "train":
+                continue
+            if entry.event == "began":
                 continue
             asked.append((fields.get("attempt", "0"), fields["round"]))
             if entry.event == "trained":
@@ -247,7 +255,8 @@ def test_all_of_a_partner_is_killed(federation: Federation) -> None:
         assert federation.sites[C].processes() == []
         federation.start_site(C)
 
-    run = _without_c_in_round_2(federation, site.process.kill, mend=mend)
+    # Without a good-bye from the SuperNode it would take the SuperLink 48 s.
+    run = _without_c_in_round_2(federation, site.process.kill, mend=mend, round_s=25)
     assert "unavailable" in _why(run, 2)[C].lower()
 
 
@@ -260,16 +269,9 @@ def test_a_partner_that_hangs(federation: Federation) -> None:
         for entry in activity.entries(federation.sites[C].home / "activity.log")
         if entry.event == "trained"
         and entry.fields["round"] == "2"
-        and entry.fields["run"] == _first(federation, run)
+        and entry.fields["run"] == _shown(federation, run)["records"][-1]["cid"]
     ]
     assert float(late.fields["seconds"]) >= 10
-
-
-def _first(federation: Federation, run: Run) -> str:
-    folder = run.folder.relative_to(federation.coordinator.folder)
-    words = ("fedipfs", "runs", "show", folder, "--json")
-    shown = json.loads(federation.command(federation.coordinator, *words))
-    return str(shown["records"][-1]["cid"])
 
 
 def test_the_serverapp_is_killed(federation: Federation, undisturbed: str) -> None:
@@ -319,24 +321,21 @@ def test_ctrl_c_and_resume(federation: Federation, undisturbed: str) -> None:
     assert federation.cid(run) == undisturbed
 
 
-@pytest.mark.timeout(900)
 def test_a_partner_is_cut_off_for_a_minute(federation: Federation) -> None:
     """The run goes on without it, and with it when it is back; its late answer does not count."""
     proxy = federation.proxies[C]
-    began = time.monotonic()
-
-    def mend() -> None:
-        time.sleep(max(0.0, 60 - (time.monotonic() - cut)))
-        proxy.mend()
-
-    cut = began
+    cut = list[float]()
 
     def strike() -> None:
-        nonlocal cut
-        cut = time.monotonic()
+        cut.append(time.monotonic())
         proxy.cut()
 
-    run = _without_c_in_round_2(federation, strike, "engine.timeout_s=150", mend=mend, round_s=90)
+    def mend() -> None:
+        time.sleep(max(0.0, 60 - (time.monotonic() - cut[0])))
+        proxy.mend()
+
+    words = ("engine.timeout_s=150",)
+    run = _without_c_in_round_2(federation, strike, *words, mend=mend, round_s=90)
     assert "unavailable" in _why(run, 2)[C].lower()
 
 
@@ -412,7 +411,7 @@ def test_who_is_removed_during_a_run_is_asked_no_more(federation: Federation) ->
     _reached(command, a, c)
     began = time.monotonic()
     said = federation.command(federation.coordinator, *["fedipfs-server", "remove", "--yes"], C)
-    assert "its keys are revoked" in said or "keys are revoked" in said
+    assert "its keys are revoked" in said
     a.end()
     c.end()
     command.expect(f"round 2/{ROUNDS}", PROMPT_S)

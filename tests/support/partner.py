@@ -181,7 +181,9 @@ class Partners:
         """What the partners answer to a round's message, by name."""
         grid.stamp, grid.attempt = Stamp(run, number), attempt
         told = {"run-config": self.config(), "server-round": number, "cohort": 2, **ask}
-        content = RecordDict({"config": ConfigRecord(told), "arrays": model or self.model()})
+        content = RecordDict({"config": ConfigRecord(told)})
+        if kind != "query.capabilities":
+            content["arrays"] = model or self.model()
         nodes = range(2, 2 + len(self.names)) if nodes is None else nodes
         messages = [grid.create_message(content, kind, node, "") for node in nodes]
         replies = grid.send_and_receive(messages)
