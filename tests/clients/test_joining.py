@@ -161,7 +161,7 @@ def test_encrypted_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_configuration_has_every_section(home: Path) -> None:
     found = yaml.safe_load((home / "site.yaml").read_text())
-    assert list(found) == ["store", "data", "client", "policy", "node"]
+    assert list(found) == ["store", "seal", "data", "client", "policy", "node"]
     assert found["data"]["classes"] == ["no", "yes"]  # texts, which YAML 1.1 would make booleans
     assert found["policy"]["secagg"] == {"required": False, "min_clients": 3}
 

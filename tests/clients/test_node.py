@@ -25,6 +25,7 @@ from proxies import free_ports
 from fedipfs.clients.serving import Server
 from fedipfs.data import Examples
 from fedipfs.flower_compat import message_from_bytes, message_to_bytes, set_identity
+from fedipfs.server.engine import superlink as module
 from fedipfs.server.engine.superlink import superlink
 from fedipfs.trust import nodekey, tls
 
@@ -167,9 +168,16 @@ def partners(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control(partners):
-    with superlink(partners.hub, start=True) as link:
-        control = link.control
-        yield control
+    """A SuperLink that takes any Flower app, as FedIPFS's own does not: the tests bring theirs."""
+
+    def any_app(home, others):
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**module._environment(home), "PATH": path}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_exec_environment", any_app)
+        with superlink(partners.hub, start=True) as link:
+            yield link.control
 
 
 @pytest.fixture
