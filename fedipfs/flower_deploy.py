@@ -6,7 +6,9 @@ Together with flower_compat.py the only place for them; local runs do not import
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -347,8 +349,19 @@ def run_supernode(arguments: Sequence[str], poll_s: float | None) -> NoReturn:
         hasty = partial(pull_objects, initial_backoff=_SOON_S, backoff_cap=1.0)
         start_client_internal.pull_objects = hasty
     sys.argv = ["flower-supernode", *arguments]
+    threading.excepthook = _end_with_thread
     flower_supernode()
-    sys.exit(0)
+    # It returns where a call failed for good, as when a SuperLink that stops cancels one; the
+    # thread of its Runtime API would keep the process alive, and no supervisor would see its end.
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_with_thread(problem: threading.ExceptHookArgs) -> NoReturn:
+    """Without the thread that sends heartbeats, say, a SuperNode would seem to live."""
+    threading.__excepthook__(problem)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 class _Hasty:

@@ -8,9 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 SMALL, LARGE = 33, 13836  # hidden values of sized.py: 26,245 and 10,999,630 parameters
 MOST = 12_000  # bytes on the gRPC connection, per client and round
+ROUND_S, IDLE_S = 4.0, 12.0  # a round on a machine that is free; four of Flower's idle polls
 
 
 @pytest.fixture(autouse=True)
@@ -199,22 +201,44 @@ def test_bytes_on_the_grpc_connection(tmp_path: Path) -> None:
         proxied=True,
         environment={"PYTHONPATH": os.pathsep.join(paths)},
     ) as federation:
-        steady = {}
+        idle = idling(federation)
+        print(f"an idle connection: {idle} bytes a second")
+        steady, most = {}, {}
         for hidden in (SMALL, LARGE):
             few, many = (crossed(federation, rounds, hidden) for rounds in (2, 6))
-            steady[hidden] = [(more - less) / 4 for more, less in zip(many, few, strict=True)]
+            pairs = zip(many.bytes, few.bytes, strict=True)
+            steady[hidden] = [(more - less) / 4 for more, less in pairs]
+            # On a busy machine rounds are longer, and Flower polls while it waits.
+            longer = max(0.0, (many.seconds - few.seconds) / 4 - ROUND_S)
+            most[hidden] = MOST + longer * max(idle)
             print(f"{hidden * 795 + 10} parameters: {steady[hidden]} bytes per client and round")
-            print(f"  with what a run takes to begin and end: {[each / 6 for each in many]}")
-    for each in steady.values():
-        assert max(each) <= MOST
-    # 400 times the parameters, and the same bytes: but for an idle poll or two.
-    assert max(steady[LARGE]) - min(steady[SMALL]) < 2000
+            print(f"  with what a run takes to begin and end: {[each / 6 for each in many.bytes]}")
+            print(f"  a round takes {longer:.1f} s more than {ROUND_S}")
+    for hidden, each in steady.items():
+        assert max(each) <= most[hidden]
+    # 400 times the parameters, and the same bytes: but for idle polls.
+    assert max(steady[LARGE]) - min(steady[SMALL]) < 2000 + most[LARGE] - MOST
 
 
-def crossed(federation: Federation, rounds: int, hidden: int) -> list[int]:
-    """The bytes of each client's connection during a run."""
+class Crossed(NamedTuple):
+    """Bytes on each client's connection during a run, and how long its rounds took in all."""
+
+    bytes: list[int]
+    seconds: float
+
+
+def crossed(federation: Federation, rounds: int, hidden: int) -> Crossed:
     before = [proxy.bytes for proxy in federation.proxies.values()]
     run = federation.run(rounds, f"+task.options.hidden={hidden}")
     assert run.summary["rounds_completed"] == rounds
     after = [proxy.bytes for proxy in federation.proxies.values()]
-    return [late - early for late, early in zip(after, before, strict=True)]
+    moved = [late - early for late, early in zip(after, before, strict=True)]
+    return Crossed(moved, run.summary["seconds"]["rounds"])
+
+
+def idling(federation: Federation) -> list[float]:
+    """Bytes a second on each client's connection while nothing runs."""
+    before = [proxy.bytes for proxy in federation.proxies.values()]
+    time.sleep(IDLE_S)
+    after = [proxy.bytes for proxy in federation.proxies.values()]
+    return [(late - early) / IDLE_S for late, early in zip(after, before, strict=True)]

@@ -15,14 +15,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from daemon_fixtures import need
 from daemons import available
 from federation import COORDINATOR, EXPERIMENT, HOSPITALS, Background, Federation, Party, Run
+from flwr.proto import fleet_pb2 as fleet
+from flwr.proto.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from held import Hold
+from proxies import free_ports
 
 from fedipfs.clients import activity
 
@@ -435,6 +441,62 @@ def test_a_coordinator_whom_a_site_does_not_accept(federation: Federation) -> No
     run = federation.finish(federation.begin(2), codes=(3,))
     print(run.text)
     assert f"{B}: PolicyRefused: policy.coordinators" in run.text
+
+
+class _Fleet(FleetServicer):
+    """A SuperLink that takes any node, and cancels one kind of call as if it were stopping."""
+
+    def __init__(self, cancelled: str) -> None:
+        self._cancelled = cancelled
+
+    def RegisterNode(self, request: Any, context: Any) -> Any:
+        return fleet.RegisterNodeFleetResponse(node_id=7)
+
+    def UnregisterNode(self, request: Any, context: Any) -> Any:
+        return fleet.UnregisterNodeFleetResponse()
+
+    def ActivateNode(self, request: Any, context: Any) -> Any:
+        return fleet.ActivateNodeResponse(node_id=7)
+
+    def DeactivateNode(self, request: Any, context: Any) -> Any:
+        return fleet.DeactivateNodeResponse()
+
+    def SendNodeHeartbeat(self, request: Any, context: Any) -> Any:
+        self._perhaps_cancel("SendNodeHeartbeat", context)
+        return SendNodeHeartbeatResponse(success=True)
+
+    def PullMessages(self, request: Any, context: Any) -> Any:
+        self._perhaps_cancel("PullMessages", context)
+        return fleet.PullMessagesResponse()
+
+    def _perhaps_cancel(self, call: str, context: Any) -> None:
+        if call == self._cancelled:
+            context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+
+@pytest.mark.parametrize("cancelled", ["PullMessages", "SendNodeHeartbeat"])
+def test_a_supernode_that_lost_its_connection_for_good_ends(tmp_path: Path, cancelled: str) -> None:
+    """So that its supervisor starts another: Flower's own process would stay, and do nothing."""
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_FleetServicer_to_server(_Fleet(cancelled), server)
+    link = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    (port,) = free_ports(1)
+    words = f"--insecure --superlink 127.0.0.1:{link} --isolation process --host 127.0.0.1"
+    arguments = [*words.split(), "--port", str(port)]
+    code = f"from fedipfs.flower_deploy import run_supernode; run_supernode({arguments}, 0.2)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "FLWR_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=PROMPT_S,
+        )
+    finally:
+        server.stop(None)
+    assert done.returncode == 1
+    assert "SuperNode ID: 7" in done.stderr and "CANCELLED" in done.stderr
 
 
 @pytest.fixture(scope="module")
