@@ -193,7 +193,9 @@ class Asking:
             self.edge.create_message(RecordDict({"config": config}), CAPABILITIES, node, "")
             for node in nodes
         ]
-        answers = ask(self.edge, questions, now=self.grid.now, deadline_s=self.deadline_s)
+        # The deadline is for training; but a partner may be away for good.
+        limit = self.deadline_s if self.tells_cohort else None
+        answers = ask(self.edge, questions, now=self.grid.now, deadline_s=limit)
         return {
             reply.metadata.src_node_id: dict(next(iter(reply.content.config_records.values()), {}))
             for reply in answers.replies

@@ -12,7 +12,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedipfs.errors import EdgeError, RunFailed
-from fedipfs.exchange import pack, unpack
+from fedipfs.exchange import GridOver, pack, unpack
 from fedipfs.flower_compat import NODE_UNAVAILABLE, message_to_bytes, set_message_id
 from fedipfs.flower_deploy import RunNotRunning
 from fedipfs.ipld import CID
@@ -29,7 +29,7 @@ class Seat(NamedTuple):
     node_id: int
 
 
-class SuperLinkGrid(NodeGrid):
+class SuperLinkGrid(GridOver, NodeGrid):
     """Members by their numbers: strategies see the node ids that the local engine would give.
 
     So a run has the cohorts, the seeds and the order of sums that its simulation has. The
@@ -50,7 +50,8 @@ class SuperLinkGrid(NodeGrid):
         on_wait: Callable[[list[str]], None] = lambda names: None,
         interrupted: Callable[[], None] = lambda: None,
     ) -> None:
-        self._grid, self._seats = grid, seats
+        super().__init__(grid)
+        self._seats = seats
         self._least, self._join_s = least, join_s
         self._on_reply, self._on_wait, self._interrupted = on_reply, on_wait, interrupted
         self.states: dict[int, list[CID]] = {}  # partners keep their own
@@ -59,13 +60,6 @@ class SuperLinkGrid(NodeGrid):
         # What was asked, as strategies see it, and of which node.
         self._sent: dict[str, tuple[Message, int | None]] = {}
         self._failed: dict[str, Message] = {}  # replies to what the SuperLink would not take
-
-    def set_run(self, run: Any) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
 
     def create_message(
         self,
