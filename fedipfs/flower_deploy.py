@@ -33,7 +33,6 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
-    StreamLogsRequest,
     UnregisterNodeRequest,
 )
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
@@ -93,7 +92,6 @@ __all__ = [
     "runtime_client",
     "start_run",
     "stop_run",
-    "stream_log",
     "task_client",
     "unregister_node",
 ]
@@ -213,12 +211,6 @@ def run_serverapp_for(files: Mapping[str, bytes]) -> None:
 
     module.install_from_fab = install_ours
     flwr_serverapp()
-
-
-def stream_log(client: ControlHttpClient, run_id: int) -> Any:
-    """What the ServerApp's process logs, piece by piece, to its end."""
-    for piece in client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
-        yield piece.log_output
 
 
 def _line(key: bytes) -> str:

@@ -288,9 +288,7 @@ def _tasks(value: object) -> tuple[str, ...]:
     for target in targets:
         place, _, name = target.rpartition(":")
         if not place or not name.isidentifier() or "," in place:
-            raise ConfigError(
-                f"policy.tasks: {target!r:.120} should be module:Class or path/to/file.py:Class"
-            )
+            raise ConfigError(f"policy.tasks: {target!r:.120} should be module:Class")
     return targets
 
 

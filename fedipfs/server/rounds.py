@@ -39,8 +39,6 @@ from fedipfs.weights.compression import Spec
 
 log = logging.getLogger(__name__)
 
-CAPABILITIES = "query.capabilities"  # the type of a message that asks what a node offers
-
 Evaluator = Callable[[StoredArrays, CID | None], dict[str, float]]
 _Aggregate = tuple[ArrayRecord | None, MetricRecord | None, list[Update], dict[int, str]]
 

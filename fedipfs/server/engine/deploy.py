@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedipfs.errors import EdgeError, RunFailed
@@ -29,7 +29,7 @@ class Seat(NamedTuple):
     node_id: int
 
 
-class SuperLinkGrid(GridOver, NodeGrid):
+class SuperLinkGrid(NodeGrid, GridOver):
     """Members by their numbers: strategies see the node ids that the local engine would give.
 
     So a run has the cohorts, the seeds and the order of sums that its simulation has. The
@@ -60,16 +60,6 @@ class SuperLinkGrid(GridOver, NodeGrid):
         # What was asked, as strategies see it, and of which node.
         self._sent: dict[str, tuple[Message, int | None]] = {}
         self._failed: dict[str, Message] = {}  # replies to what the SuperLink would not take
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes of the members that are connected, waiting for some if they are too few."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 
 from fedipfs.exchange import frame, unframe
 from fedipfs.flower_compat import (
@@ -75,16 +75,6 @@ class LocalGrid(NodeGrid):
     @property
     def run(self) -> Any:
         raise NotImplementedError("a local run has no SuperLink run")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._nodes)
