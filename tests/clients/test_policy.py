@@ -67,7 +67,7 @@ def test_the_file_as_it_is_written_is_what_counts_without_one():
         ({"tasks": None}, "policy.tasks=None should be a list with at least one name"),
         ({"tasks": []}, "policy.tasks=[] should be a list"),
         ({"tasks": TASK}, f"policy.tasks='{TASK}' should be a list"),
-        ({"tasks": ["Mnist"]}, "policy.tasks: 'Mnist' should be module:Class or path"),
+        ({"tasks": ["Mnist"]}, "policy.tasks: 'Mnist' should be module:Class"),
         ({"tasks": ["a,b:C"]}, "policy.tasks: 'a,b:C' should be module:Class"),
         ({"tasks": [7]}, "policy.tasks: 7 should be a name"),
         ({"max_parameters": None}, "policy.max_parameters=None should be a whole number from 1"),
